@@ -1,0 +1,157 @@
+"""The config tree: one frozen section per stage. A field is here because some stage reads it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The shape of the trained model, in the terms of its Hugging Face config."""
+
+    family: str = "llama"  # a slot: a file of models/, or "package.module:attribute"
+    num_layers: PositiveInt = 32
+    hidden_size: PositiveInt = 4096
+    ffn_hidden_size: PositiveInt = 14336
+    num_attention_heads: PositiveInt = 32
+    num_key_value_heads: PositiveInt = 8
+    head_dim: PositiveInt | None = None  # None: hidden_size / num_attention_heads
+    vocab_size: PositiveInt = 128256
+    vocab_multiple: PositiveInt = 128  # the padded vocabulary is a multiple of this, whatever the layout
+    max_position_embeddings: PositiveInt = 8192
+    rope_theta: Positive = 500000.0
+    norm_epsilon: Positive = 1e-5
+    init_std: Positive = 0.02
+    tied_embeddings: bool = False
+
+    @property
+    def kv_channels(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+class ParallelConfig(Section):
+    """The grid: tensor x pipeline x data; the data axis is what the world leaves."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    sequence: bool = False  # sequence parallelism of norms and residuals over the tensor axis
+
+
+class CorpusConfig(Section):
+    paths: tuple[str, ...] = ()  # JSONL or Parquet: paths, globs, folders
+    reader: str = "auto"  # a slot: an iterable of documents
+    text_key: str = "text"
+    id_key: str = "id"  # a row without it gets the xxh3-128 of its text
+    source: str = ""
+    max_documents: PositiveInt | None = None
+
+
+class ThinkingConfig(Section):
+    engine: str = "transformers"  # a slot
+    model: str = ""
+    revision: str = ""
+    prompt: str = "paper"  # a name from thinking/prompts or a path
+    output: str = ""
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    max_document_tokens: PositiveInt = 2048
+    max_new_tokens: PositiveInt = 8192
+    temperature: NonNegative = 0.6  # 0: greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    seed: Count = 0
+    batch_size: PositiveInt = 32
+    documents_per_chunk: PositiveInt = 1024  # rows of one Parquet file
+
+
+class DataConfig(Section):
+    inputs: tuple[str, ...] = ()  # folders of trajectories, or corpora for style "none"
+    tokenizer: str = ""
+    style: Literal["think_tags", "plain", "prefix", "none"] = "think_tags"
+    output: str = ""  # the dataset's prefix: OUTPUT.bin, OUTPUT.idx, ...
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    end_token: str | None = None  # end of document; None: the tokenizer's end-of-sequence
+    begin_token: str | None = None  # put before every document; None: nothing
+    blend: tuple[tuple[str, Positive], ...] = ()  # (dataset prefix, weight per token)
+    sequence_length: PositiveInt = 8192
+    document_mask: bool = False  # attention and positions restart at each document
+
+
+class OptimizerConfig(Section):
+    learning_rate: Positive = 3e-4
+    min_learning_rate: NonNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Count = 100
+    weight_decay: NonNegative = 0.1
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    epsilon: Positive = 1e-8
+    clip_grad: NonNegative = 1.0  # 0: no clipping
+
+
+class TrainConfig(Section):
+    run_dir: str = ""
+    tokens: Positive = 1e9  # the budget, raw and thinking tokens together; TOML writes 1e9 as a float
+    global_batch_size: PositiveInt = 512  # samples of data.sequence_length tokens
+    micro_batch_size: PositiveInt = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: Count = 0
+
+
+class KernelsConfig(Section):
+    attention: str = "auto"  # slots: a name of kernels/tpt_kernels or "package.module:function"
+    linear_cross_entropy: str = "auto"
+
+
+class CheckpointConfig(Section):
+    folder: str = ""  # default: RUN_DIR/checkpoints
+    every_steps: Count = 1000  # 0: only at the end
+
+
+class EvaluateConfig(Section):
+    model: str = ""  # a Hugging Face folder
+    data: tuple[str, ...] = ()  # prefixes of held-out datasets
+    output: str = ""
+    max_sequences: PositiveInt | None = None
+
+
+class LogConfig(Section):
+    every_steps: PositiveInt = 10
+
+
+class Config(Section):
+    """The whole tree; every verb reads its own branches of it."""
+
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    thinking: ThinkingConfig = ThinkingConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    kernels: KernelsConfig = KernelsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    mcore: dict[str, Any] = Field(default_factory=dict)  # passed to megatron's TransformerConfig by name
+    log: LogConfig = LogConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.global_batch_size * self.data.sequence_length
+
+    @property
+    def train_steps(self) -> int:
+        """Steps that spend the token budget; the last one may overshoot it by less than a batch."""
+        return -(-int(self.train.tokens) // self.tokens_per_step)
