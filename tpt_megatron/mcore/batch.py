@@ -1,0 +1,25 @@
+"""One micro-batch as the model takes it: samples laid end to end in one row of tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A row of `tokens`; documents (or whole samples) are bounded by cu_seqlens, from 0 to the last token."""
+
+    tokens: Tensor  # [tokens] int64
+    labels: Tensor  # [tokens] int64, -100: no loss
+    positions: Tensor  # [tokens] int64, within the document
+    cu_seqlens: Tensor  # [documents + 1] int32
+    max_seqlen: int
+    thinking: Tensor  # [tokens] bool: the label belongs to a thought
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = (
+            t.to(device, non_blocking=True)
+            for t in (self.tokens, self.labels, self.positions, self.cu_seqlens)
+        )
+        return Batch(*moved, self.max_seqlen, self.thinking.to(device, non_blocking=True))
