@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Adam(torch.optim.Optimizer):
-    """Decoupled weight decay (Loshchilov & Hutter 2019); state per parameter: exp_avg, exp_avg_sq, in float32.
+    """Decoupled weight decay (Loshchilov & Hutter 2019); state per parameter: exp_avg, exp_avg_sq.
 
     One fused kernel per group where torch has it (CUDA, ROCm and CPU).
     """

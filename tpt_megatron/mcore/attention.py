@@ -32,7 +32,7 @@ def pack_row(
 
 
 def rotary_angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position * theta^(-2i/dim), i < dim / 2 (Su et al. 2021). [tokens, dim / 2] float32"""
+    """Cosine and sine of position * theta^(-2i/dim) (Su et al. 2021), [tokens, dim / 2] float32 each."""
     exponent = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
     angle = torch.outer(positions.float(), 1.0 / theta**exponent)
     return angle.cos(), angle.sin()
@@ -64,7 +64,7 @@ class CoreAttention(torch.nn.Module):
         packed_seq_params: PackedRow,
         **unused: object,
     ) -> Tensor:
-        """query [tokens, heads / tensor, dim], key and value alike with their heads -> [tokens, heads * dim]."""
+        """query [tokens, heads / tensor, dim], key and value alike -> [tokens, heads / tensor * dim]."""
         row = packed_seq_params
         assert row.cosine is not None
         assert row.sine is not None

@@ -1,6 +1,7 @@
 """The process groups of a run: the one room that reads torchrun's environment."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,8 @@ def init_grid(config: Config) -> Grid:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     data_parallel_size(config, world_size)
+    # megatron-core warns on import of each optional package that is not here; nothing of ours needs them.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     host.install()
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,4 +1,4 @@
-"""Initial weights: a pure function of (seed, global name), so that every layout starts from the same model."""
+"""Initial weights: a pure function of (seed, global name), so every layout starts from the same model."""
 
 import math
 import zlib

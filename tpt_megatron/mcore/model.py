@@ -75,7 +75,7 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         self.decoder.set_input_tensor(tensors[0])
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of each token [tokens] float32; before the last stage, hidden states [tokens / seq, 1, hidden]."""
+        """The loss of each token, [tokens] float32; before the last stage its hidden states."""
         hidden = self._hidden(batch)
         if not self.post_process:
             return hidden
