@@ -154,6 +154,15 @@ def manifest_of_files(
     return Manifest(kind, files, about, block_bytes)
 
 
+def manifest_of_tree(folder: Path, kind: str, about: Mapping[str, Any]) -> Manifest:
+    """The manifest over a folder of artifacts: their manifests, and every file that none of them covers."""
+    below = [path for path in find_manifests(folder) if path != folder / MANIFEST_SUFFIX]
+    covered = {path.parent / name for path in below for name in read_manifest(path).files}
+    whole = manifest_of_files(folder, kind, about)
+    files = {name: digest for name, digest in whole.files.items() if folder / name not in covered}
+    return Manifest(kind, files, about, None)
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `manifest` atomically; call it after every file it names is in place."""
     with atomic_file(path) as file:
@@ -169,7 +178,8 @@ def read_manifest(path: Path, kind: str | None = None) -> Manifest:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise InputError(
-            f"{path}: no manifest, so this is not a finished artifact", fix="run the stage that writes it again"
+            f"{path}: no manifest, so this is not a finished artifact",
+            fix="run the stage that writes it again",
         ) from None
     try:
         body = json.loads(raw)
@@ -222,10 +232,21 @@ def verify_manifest(path: Path, progress: Callable[[int], None] = lambda size: N
 
 
 def find_manifests(path: Path) -> list[Path]:
-    """The manifests of what `path` names: a manifest, a folder (searched to the bottom) or a dataset's prefix."""
+    """The manifests of a manifest's path, a folder (searched to the bottom) or a dataset's prefix."""
     if path.is_file():
         return [path] if path.name.endswith(MANIFEST_SUFFIX) else []
     if path.is_dir():
         return sorted(p for p in path.rglob(f"*{MANIFEST_SUFFIX}") if not p.name.startswith(TEMPORARY))
     beside = path.with_name(f"{path.name}.{MANIFEST_SUFFIX}")
     return [beside] if beside.is_file() else []
+
+
+def verify_tree(path: Path, progress: Callable[[int], None] = lambda size: None) -> list[Manifest]:
+    """Verify every artifact at or below `path`; InputError where there is none."""
+    manifests = find_manifests(path)
+    if not manifests:
+        raise InputError(
+            f"{path}: no manifest here, so nothing that was finished",
+            fix="give a run, a dataset's prefix, a checkpoint step or an exported model",
+        )
+    return [verify_manifest(manifest, progress) for manifest in manifests]

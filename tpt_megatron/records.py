@@ -24,6 +24,15 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of the input that is not a document; it goes to quarantine, its neighbours live."""
+
+    file: str
+    line: int  # from 1; in Parquet the row
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """One document with the thought written about it; the columns of design.md's contract."""
 

@@ -35,7 +35,13 @@ class TextTokenizer:
             raise InputError(f"{name_or_path}: not a fast tokenizer", fix="it needs a tokenizer.json")
         self.name = name_or_path
         self._json: dict[str, Any] = json.loads(self.hf.backend_tokenizer.to_str())
-        plain = {**self._json, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        plain = {
+            **self._json,
+            "added_tokens": [],
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
 
     @property

@@ -1,6 +1,6 @@
-"""Run under torchrun by test_layouts: trains a tiny model on fixed samples and prints one JSON line.
+"""Run under torchrun by test_layouts: trains tiny models on fixed samples and prints one JSON line.
 
-    layout_worker.py CONFIG.json STEPS [LOAD_STEP_FOLDER [SAVE_FOLDER]]
+layout_worker.py JOBS.json    name -> {"config": path, "steps": n, "load": step folder, "save": folder}
 """
 
 import json
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
+from megatron.core import parallel_state
 
 from tpt_megatron.config.load import resolved
 from tpt_megatron.data.dataset import Sample
@@ -35,29 +37,35 @@ class FixedSamples:
         return Sample(row[:-1], labels, positions, bounds, np.arange(self.length) >= cut)
 
 
-def main() -> None:
-    config, steps = resolved(Path(sys.argv[1])), int(sys.argv[2])
-    load, save = ([*sys.argv[3:], "", ""])[:2]
+def run(job: dict) -> dict[str, list[float]]:
+    config, steps = resolved(Path(job["config"])), job["steps"]
     grid = init_grid(config)
     engine = build_engine(config, grid)
-    state = checkpoint.load(engine, Path(load)) if load else TrainState()
+    state = checkpoint.load(engine, Path(job["load"])) if job["load"] else TrainState()
     samples = FixedSamples(config.data.sequence_length, config.model.vocab_size)
     losses, norms = [], []
     train = config.train
     for step in range(state.step, state.step + steps):
         first = step * train.global_batch_size
-        result = train_step(
-            engine,
-            micro_batches(
-                samples, first, train.global_batch_size, train.micro_batch_size, grid.data_rank, grid.data_size
-            ),
+        feed = micro_batches(
+            samples, first, train.global_batch_size, train.micro_batch_size, grid.data_rank, grid.data_size
         )
+        result = train_step(engine, feed)
         losses.append(result.tally.loss)
         norms.append(result.gradient_norm)
-    if save:
-        checkpoint.save(engine, Path(save), TrainState(step=state.step + steps))
-    if grid.rank == 0:
-        print(json.dumps({"losses": losses, "norms": norms}), flush=True)
+    if job["save"]:
+        checkpoint.save(engine, Path(job["save"]), TrainState(step=state.step + steps))
+    return {"losses": losses, "norms": norms}
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    results = {}
+    for name, job in jobs.items():
+        results[name] = run(job)
+        parallel_state.destroy_model_parallel()  # the next job has groups of its own in the same world
+    if dist.get_rank() == 0:
+        print(json.dumps({"results": results}), flush=True)
     close_grid()
 
 

@@ -127,10 +127,6 @@ class EvaluateConfig(Section):
     max_sequences: PositiveInt | None = None
 
 
-class LogConfig(Section):
-    every_steps: PositiveInt = 10
-
-
 class Config(Section):
     """The whole tree; every verb reads its own branches of it."""
 
@@ -145,7 +141,6 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     mcore: dict[str, Any] = Field(default_factory=dict)  # passed to megatron's TransformerConfig by name
-    log: LogConfig = LogConfig()
 
     @property
     def tokens_per_step(self) -> int:

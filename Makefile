@@ -1,0 +1,40 @@
+# Every target makes .venv itself when it is missing. Needs Python 3.12 or newer and about 6 GB of disk.
+PYTHON := $(shell for p in python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+# One thread a process: the tests start several ranks, and the machine may have 2 cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: quickstart test test-long check bench gpu clean-quickstart
+
+.venv: .venv/.done
+.venv/.done: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.12 or newer on the PATH; install one" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: .venv/.done
+	$(BIN)/python examples/quickstart/run.py
+
+clean-quickstart:
+	rm -rf runs/quickstart
+
+test: .venv/.done
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: .venv/.done
+	$(BIN)/python -m pytest -m long
+
+check: .venv/.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: .venv/.done
+	$(BIN)/python tools/bench_train.py
+
+gpu: .venv/.done
+	$(BIN)/python tools/gpu_check.py

@@ -1,0 +1,162 @@
+"""Reading corpora and trajectories: good rows in order, bad rows by name, nothing lost in silence."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from tpt_megatron.config.schema import CorpusConfig
+from tpt_megatron.data.source import open_corpus, read_trajectories
+from tpt_megatron.errors import ConfigError, DamagedError, InputError
+from tpt_megatron.records import BadRow, Document, text_id
+
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": lambda raw: raw,
+    ".json.gz": gzip.compress,
+    ".jsonl.gz": lambda raw: gzip.compress(raw[:40]) + gzip.compress(raw[40:]),  # two members
+    ".jsonl.zst": lambda raw: zstandard.compress(raw[:40]) + zstandard.compress(raw[40:]),
+}
+
+
+def documents(config: CorpusConfig) -> list[Document]:
+    rows = list(open_corpus(config))
+    assert all(isinstance(row, Document) for row in rows), rows
+    return [row for row in rows if isinstance(row, Document)]
+
+
+@pytest.mark.parametrize("suffix", ENCODERS)
+def test_every_json_form_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": "a", "text": "one\n日本 \u2028 x", "n": [1]}, {"text": "two"}, {"id": 7, "text": "3"}]
+    raw = "".join(json.dumps(row) + "\n" for row in rows).encode() + b"\n  \n"
+    (tmp_path / f"x{suffix}").write_bytes(ENCODERS[suffix](raw))
+    config = CorpusConfig(paths=(str(tmp_path / f"x{suffix}"),), source="web")
+    assert documents(config) == [
+        Document("a", "one\n日本 \u2028 x", "web", {"n": [1]}),
+        Document(text_id("two"), "two", "web"),
+        Document("7", "3", "web"),
+    ]
+
+
+BAD_LINES = {
+    b'{"text": "\xff"}': "UTF-8",
+    b'{"text": "\\ud800"}': "surrogate",
+    b'{"text": "cut': "JSON",
+    b"[1]": "not an object",
+    b'{"text": 5}': "holds no text but int",
+    b'{"body": "x"}': "holds no text but NoneType",
+    b'{"text": ""}': "is empty",
+    b'{"text": "x", "id": 1.5}': "is no id",
+    b'{"text": "x", "id": ""}': "is no id",
+    b'{"text": "x", "id": true}': "is no id",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_named_and_its_neighbours_live(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "before"}\n\n' + line + b'\n{"text": "after"}')
+    before, bad, after = open_corpus(CorpusConfig(paths=(str(path),)))
+    assert isinstance(bad, BadRow)
+    assert (bad.file, bad.line) == (str(path), 3)
+    assert BAD_LINES[line] in bad.reason
+    assert isinstance(before, Document)
+    assert isinstance(after, Document)
+    assert (before.text, after.text) == ("before", "after")
+
+
+def test_parquet_rows_bad_bytes_and_types_that_json_lacks(tmp_path: Path) -> None:
+    raw = pa.array([b"ok", b"\xff\xfe", None, b"", b"fine"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 5, raw.buffers(), null_count=1)
+    blob = pa.array([b"\x00"] * 5, pa.binary())
+    pq.write_table(pa.table({"text": text, "id": [1, 2, 3, 4, 5], "blob": blob}), tmp_path / "x.parquet")
+    rows = list(open_corpus(CorpusConfig(paths=(str(tmp_path),))))
+    good = [row for row in rows if isinstance(row, Document)]
+    assert [(row.id, row.text) for row in good] == [("1", "ok"), ("5", "fine")]
+    assert json.loads(json.dumps(good[0].meta)) == good[0].meta
+    assert [row.line for row in rows if isinstance(row, BadRow)] == [2, 3, 4]
+
+
+def test_parquet_without_the_text_column_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"corpus\.text_key.*got text, expected one of body"):
+        list(open_corpus(CorpusConfig(paths=(str(tmp_path / "x.parquet"),))))
+
+
+def test_folders_and_globs_in_the_order_of_names_and_the_limit(tmp_path: Path) -> None:
+    for name in ("b/2.jsonl", "b/10.jsonl", "a.jsonl", "README.md", "b/.hidden.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"text": name}) + "\nbroken\n")
+    paths = (str(tmp_path / "*.jsonl"), str(tmp_path / "b"))
+    rows = list(open_corpus(CorpusConfig(paths=paths, max_documents=2)))
+    assert [row.text for row in rows if isinstance(row, Document)] == ["a.jsonl", "b/10.jsonl"]
+    rows = list(open_corpus(CorpusConfig(paths=paths)))
+    assert [row.text for row in rows if isinstance(row, Document)] == ["a.jsonl", "b/10.jsonl", "b/2.jsonl"]
+    with pytest.raises(InputError, match="twice"):
+        open_corpus(CorpusConfig(paths=(*paths, str(tmp_path / "a.jsonl"))))
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "*.none", "empty", "notes.txt"])
+def test_a_path_that_names_nothing_is_refused_before_the_first_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"corpus\.paths"):
+        open_corpus(CorpusConfig(paths=(str(tmp_path / name),)))
+    with pytest.raises(InputError, match=r"corpus\.paths"):
+        open_corpus(CorpusConfig())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.98])
+def test_a_truncated_stream_is_not_taken_for_a_short_one(tmp_path: Path, suffix: str, keep: float) -> None:
+    raw = b"".join(b'{"text": "row %d"}\n' % number for number in range(5000))
+    whole = gzip.compress(raw) if suffix.endswith("gz") else zstandard.compress(raw)
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(InputError, match=path.name):
+        list(open_corpus(CorpusConfig(paths=(str(path),))))
+
+
+def mine(config: CorpusConfig) -> Iterator[Document]:
+    yield Document("x", config.source)
+
+
+def test_the_reader_is_a_slot() -> None:
+    reader = f"{__name__}:mine"
+    assert list(open_corpus(CorpusConfig(reader=reader, source="s"))) == [Document("x", "s")]
+    with pytest.raises(ConfigError, match=r"corpus\.reader"):
+        open_corpus(CorpusConfig(reader="autp"))
+
+
+def test_trajectories_in_the_order_of_their_files(
+    tmp_path: Path, make_trajectories: Callable[..., Path]
+) -> None:
+    folder = make_trajectories(tmp_path / "t", [[("a", "A", "p"), ("b", "B", "q")], [("c", "C", "")]], "web")
+    rows = list(read_trajectories(folder))
+    assert [(r.id, r.text, r.thinking, r.source) for r in rows] == [
+        ("a", "A", "p", "web"), ("b", "B", "q", "web"), ("c", "C", "", "web"),
+    ]  # fmt: skip
+
+
+def test_trajectories_that_are_not_finished_or_damaged_are_refused(
+    tmp_path: Path, make_trajectories: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match="pending, got 3"):
+        read_trajectories(make_trajectories(tmp_path / "pending", [[("a", "A", "p")]], pending=3))
+    folder = make_trajectories(tmp_path / "t", [[("a", "A", "p")]])
+    path = folder / "part-00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DamagedError, match="wrong size"):
+        read_trajectories(folder)
+    path.write_bytes(whole[:-6] + bytes(6))
+    with pytest.raises(DamagedError, match="part-00000"):
+        list(read_trajectories(folder))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no manifest"):
+        read_trajectories(folder)

@@ -1,0 +1,1 @@
+"""From documents to thinking trajectories: prompts, requests, journal, chunks, engines, the job."""
