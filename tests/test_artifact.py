@@ -37,9 +37,14 @@ def artifact(tmp_path: Path) -> Path:
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_file(path) as file:
-        file.write(b"new")
-        raise RuntimeError
+
+    def torn_write() -> None:
+        with atomic_file(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        torn_write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

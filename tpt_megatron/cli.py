@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tpt_megatron.config.load import dump, load
@@ -199,6 +200,6 @@ def verify(options: argparse.Namespace) -> str:
 def _bar(name: str) -> Iterator[Callable[[int, int | None, str], None]]:
     """A progress bar; the function takes what is done, the total where it is known, and a text."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total, text: progress.update(task, completed=done, total=total, description=text)

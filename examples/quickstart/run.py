@@ -1,4 +1,4 @@
-"""`make quickstart`: the whole way of the data on 2 CPU cores, from the standard library's docstrings to a report.
+"""`make quickstart`: the whole way of the data on 2 CPU cores, from docstrings to a report.
 
 Every stage is a command that you can run yourself; a stage that is done is not done again, and one that was
 interrupted goes on. Swap in a real generator with
@@ -45,29 +45,10 @@ def stages(root: Path, arguments: argparse.Namespace) -> list[Stage]:
     """The way of the data, in order."""
     corpus, tokenizer, pairs = root / "corpus", root / "tokenizer", root / "pairs"
     trajectories, hf = root / "trajectories", root / "hf"
-    python = [sys.executable]
     out = [
-        Stage(
-            "corpus",
-            [*python, f"{HERE}/corpus.py", "--output", f"{corpus}", "--train", f"{arguments.documents}"],
-            [corpus],
-        ),
-        Stage(
-            "tokenizer",
-            [*python, f"{HERE}/tokenizer.py", f"--corpus={corpus}", f"--output={tokenizer}"],
-            [tokenizer],
-        ),
-        Stage(
-            "pairs",
-            [
-                *python,
-                f"{HERE}/pairs.py",
-                f"--corpus={corpus}",
-                f"--tokenizer={tokenizer}",
-                f"--output={pairs}",
-            ],
-            [pairs],
-        ),
+        Stage("corpus", [*script("corpus"), f"{corpus}", f"--train={arguments.documents}"], [corpus]),
+        Stage("tokenizer", [*script("tokenizer"), f"{corpus}", f"{tokenizer}"], [tokenizer]),
+        Stage("pairs", [*script("pairs"), f"{corpus}", f"{pairs}", f"--tokenizer={tokenizer}"], [pairs]),
     ]
     generator = arguments.generator
     if not generator:
@@ -87,6 +68,10 @@ def stages(root: Path, arguments: argparse.Namespace) -> list[Stage]:
     for model in ("tpt", "vanilla"):
         out += [train(root, model, arguments.tokens), convert(root, model), evaluate(root, model)]
     return out
+
+
+def script(name: str) -> list[str]:
+    return [sys.executable, str(HERE / f"{name}.py")]
 
 
 def pack(root: Path, name: str, style: str, trajectories: Path) -> Stage:
@@ -154,15 +139,16 @@ def run(stage: Stage, root: Path, console: Console) -> None:
             console.print(f"[dim]{done['line']} (done already)[/]", soft_wrap=True, highlight=False)
             return
     start = time.monotonic()
-    with console.status(stage.name):
+    # A terminal shows the stage's own progress bar; elsewhere what it says on the side is kept in a file.
+    log = root / "logs" / f"{stage.name.replace(' ', '-')}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as side:
         finished = subprocess.run(
             [last_step(part) for part in stage.command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+            stdout=subprocess.PIPE, stderr=None if sys.stderr.isatty() else side, text=True, check=False,
+        )  # fmt: skip
     if finished.returncode:
-        console.print(finished.stderr[-4000:], markup=False, highlight=False)
+        print(log.read_text()[-4000:], file=sys.stderr)
         raise SystemExit(finished.returncode)
     lines = [line for line in finished.stdout.splitlines() if line.strip()]
     line = lines[-1] if lines else stage.name

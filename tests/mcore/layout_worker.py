@@ -17,7 +17,11 @@ from tpt_megatron.mcore import checkpoint
 from tpt_megatron.mcore.checkpoint import TrainState
 from tpt_megatron.mcore.engine import build_engine, train_step
 from tpt_megatron.mcore.groups import close_grid, init_grid
+from tpt_megatron.mcore.optimizer import set_learning_rate
 from tpt_megatron.train.feed import micro_batches
+from tpt_megatron.train.schedule import learning_rate
+
+STEPS = 10
 
 
 class FixedSamples:
@@ -50,6 +54,7 @@ def run(job: dict) -> dict[str, list[float]]:
         feed = micro_batches(
             samples, first, train.global_batch_size, train.micro_batch_size, grid.data_rank, grid.data_size
         )
+        set_learning_rate(engine.optimizer, learning_rate(step, STEPS, config.optimizer))
         result = train_step(engine, feed)
         losses.append(result.tally.loss)
         norms.append(result.gradient_norm)

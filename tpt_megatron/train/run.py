@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tpt_megatron.artifact import write_text
@@ -147,4 +148,5 @@ def _progress(engine: Engine, state: TrainState) -> Progress:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    return Progress(*columns, disable=engine.grid.rank != 0)
+    console = Console(stderr=True)
+    return Progress(*columns, transient=True, console=console, disable=engine.grid.rank != 0)
