@@ -40,8 +40,9 @@ OPTIONAL = frozenset(
 )
 # Calls that only describe something: a type, a constant, a pattern, a record, a kernel not yet compiled.
 HARMLESS_CALLS = frozenset(
-    {"Path", "PurePath", "PurePosixPath", "frozenset", "set", "tuple", "dict", "list", "range", "TypeVar"}
-    | {"ParamSpec", "NewType", "namedtuple", "NamedTuple", "MappingProxyType", "partial", "Final", "slice"}
+    {"Path", "PurePath", "PurePosixPath", "frozenset", "set", "tuple", "dict", "list", "range"}
+    | {"enumerate", "zip", "sorted", "TypeVar", "ParamSpec"}
+    | {"NewType", "namedtuple", "NamedTuple", "MappingProxyType", "partial", "Final", "slice"}
     | {"Field", "field", "ConfigDict", "dataclass", "field_validator", "model_validator", "contextmanager"}
     | {"re.compile", "pa.schema", "pa.field", "np.dtype", "torch.device", "struct.Struct"}
     | {f"pa.{name}" for name in ("string", "int8", "int32", "int64", "bool_", "float32", "float64", "list_")}

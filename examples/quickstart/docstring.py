@@ -141,7 +141,7 @@ def tidy_gist(sentence: str, name: str) -> str:
     """The first sentence without its full stop and without the name that some put before it."""
     last = re.escape(name.rpartition(".")[2])
     sentence = re.sub(rf"^(?:[\w.]*{last}(?:\.py)?) ?(?:--?|:) (?=\S)", "", sentence, flags=re.IGNORECASE)
-    return sentence.removeprefix("+ ").partition(" --- ")[0].rstrip(".: ")
+    return sentence.removeprefix("+ ").partition(" --- ")[0].rstrip(".:! ")
 
 
 def descriptions(body: str, names: set[str]) -> dict[str, str]:

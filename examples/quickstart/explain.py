@@ -11,7 +11,7 @@ from pathlib import Path
 
 from corpus import read_documents
 from docstring import Docstring, Parameter, parse
-from restate import DEMONSTRATIVE, notes, restate_gist
+from restate import DEMONSTRATIVE, EASY_TO_MISS, notes, restate_gist
 from wording import Pick, listing, lower_first, simplify
 
 from tpt_megatron.records import Document
@@ -60,8 +60,10 @@ def explain(document: Document) -> str:
 def grow(parts: list[str], candidates: Sequence[str] | Iterator[str], aim: int) -> None:
     """Append the candidates that still fit, until the thought has `aim` words."""
     for candidate in candidates:
-        if count_words(parts) < aim and count_words([*parts, candidate]) <= MAX_WORDS:
-            parts.append(candidate)
+        said = any(part.endswith(EASY_TO_MISS) for part in parts)  # once is enough
+        part = candidate.removesuffix(EASY_TO_MISS) if said else candidate
+        if count_words(parts) < aim and count_words([*parts, part]) <= MAX_WORDS:
+            parts.append(part)
 
 
 def count_words(parts: Sequence[str]) -> int:

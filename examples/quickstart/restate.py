@@ -42,6 +42,7 @@ AFTER_THAT = re.compile(
     r"(?:The|This|It|They|These|A|An|If|When|Each|All|Any|No|By default|Only|Every|Some|On|Once|Unless) "
 )
 ORDER_INSIDE = re.compile(rf", (?:{'|'.join(sorted(VERBS))}) ")
+EASY_TO_MISS = " That is easy to miss."
 LIMIT = re.compile(r"\b(?:must|cannot|can't|only|never|not|unless|should)\b")
 REASON = re.compile(r"\b(?:because|so that|to avoid|useful)\b")
 
@@ -164,7 +165,7 @@ def note_frames(sentence: str, small: str) -> tuple[list[str], list[str]]:
     reactions = [""]
     if LIMIT.search(small):
         frames = ["The subtle part: {}", "I must watch one thing: {}", "One limit to keep in mind: {}"]
-        reactions = ["", "", " That is easy to miss."]
+        reactions = ["", "", EASY_TO_MISS]
     elif order and order[1] in VERBS:
         frames = ["The text goes on: {}", "There is more to it: {}"]
     elif re.search(r"\bdefaults?\b", small):

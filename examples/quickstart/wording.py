@@ -41,7 +41,7 @@ SIMPLER = {
     "executes": "runs", "executed": "run", "performs": "does", "whether or not": "whether",
     "associated with": "tied to", "equivalent to": "the same as", "e.g.": "for example",
     "i.e.": "that is", "initialize": "set up", "initializes": "sets up", "initialized": "set up",
-    "currently": "now", "consists of": "is made of", "identical to": "the same as",
+    "consists of": "is made of", "identical to": "the same as",
     "until": "till", "sufficient": "enough", "purpose": "aim", "entire": "whole",
 }  # fmt: skip
 SIMPLER_WORD = re.compile(

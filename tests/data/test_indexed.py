@@ -224,3 +224,6 @@ def test_extras_are_covered_and_old_ones_go(tmp_path: Path) -> None:
         on_disk = {path.name for path in tmp_path.iterdir()}
         assert on_disk == {*manifest.files, "x.manifest.json"}
         assert set(manifest.files) == {f"x.{suffix}" for suffix in (*CORE, *extras)}
+    (tmp_path / "x.lineage.parquet").write_bytes(b"dat")
+    with pytest.raises(DamagedError, match=r"x\.lineage\.parquet: wrong size"):
+        IndexedDataset(tmp_path / "x")

@@ -58,7 +58,7 @@ COMPLEX = Document(
 
 def script(name: str, *arguments: object) -> str:
     command = [sys.executable, str(QUICKSTART / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -255,6 +255,7 @@ def test_explanations_have_40_to_90_words_and_vary(everything: list[Document]) -
     assert [t for t in thoughts if not t.isascii() or not t.endswith(".") or "  " in t or " . " in t] == []
     assert len({" ".join(re.split(r"(?<=[.?]) ", t)[1].split()[:3]) for t in thoughts}) >= 30
     assert len({t[:8] for t in thoughts}) >= 4
+    assert {t.count("That is easy to miss.") for t in thoughts} == {0, 1}
 
 
 def test_explanations_name_nothing_that_the_document_does_not(everything: list[Document]) -> None:

@@ -25,7 +25,7 @@ from tpt_megatron.errors import InputError
 from tpt_megatron.report.find import find
 from tpt_megatron.report.lengths import Lengths
 from tpt_megatron.report.page import MISSING
-from tpt_megatron.report.plots import Curve, compact, curves, run_style
+from tpt_megatron.report.plots import Curve, binary, compact, curves, run_style
 from tpt_megatron.report.run import report
 from tpt_megatron.report.training import read_run
 from tpt_megatron.train.log import MetricsLog
@@ -166,7 +166,7 @@ def test_a_run_of_one_step_is_a_dot(tmp_path: Path) -> None:
     write_run(tmp_path, metrics_lines(1))
     page = parse(report(tmp_path).output.read_text())
     assert page.one("table", id="runs-table").rows[0][4] == MISSING
-    assert all(svg.all("path") for svg in page.all("svg"))
+    assert all(svg.all("use") for svg in page.all("svg"))
 
 
 def test_plotted_points_are_the_numbers() -> None:
@@ -211,6 +211,11 @@ def test_no_row_at_all() -> None:
 )
 def test_compact(value: float, text: str) -> None:
     assert compact(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1, "1"), (512, "512"), (8192, "8k"), (2**20, "1M")])
+def test_binary(value: float, text: str) -> None:
+    assert binary(value) == text
 
 
 def test_reads_what_pack_and_the_run_write(tmp_path: Path, tiny_tokenizer: Path) -> None:

@@ -8,7 +8,9 @@ def check_layout(config: Config) -> None:
     """Raises ConfigError naming the key whose value does not divide."""
     model, parallel = config.model, config.parallel
     if model.head_dim is None:
-        _divides("model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads)
+        _divides(
+            "model.hidden_size", model.hidden_size, "model.num_attention_heads", model.num_attention_heads
+        )
     _divides(
         "model.num_attention_heads", model.num_attention_heads,
         "model.num_key_value_heads", model.num_key_value_heads,
@@ -18,7 +20,9 @@ def check_layout(config: Config) -> None:
     _divides("model.num_layers", model.num_layers, "parallel.pipeline", parallel.pipeline)
     if parallel.sequence:
         if parallel.tensor == 1:
-            raise ConfigError("parallel.sequence needs parallel.tensor > 1", got=1, fix="parallel.sequence=false")
+            raise ConfigError(
+                "parallel.sequence needs parallel.tensor > 1", got=1, fix="parallel.sequence=false"
+            )
         tokens = config.train.micro_batch_size * config.data.sequence_length
         _divides("train.micro_batch_size * data.sequence_length", tokens, "parallel.tensor", parallel.tensor)
     _divides(

@@ -90,7 +90,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         section = _section(location[:-1])
         near = difflib.get_close_matches(location[-1], section, n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section)}")
+        return f"{key}: unknown key" + (
+            f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section)}"
+        )
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
@@ -114,6 +116,8 @@ def resolved(path: Path) -> Config:
     try:
         return Config.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise InputError(f"{path}: no resolved config here", fix="give the folder of a run or of a step") from None
+        raise InputError(
+            f"{path}: no resolved config here", fix="give the folder of a run or of a step"
+        ) from None
     except ValidationError as error:
         raise InputError(f"{path}: written by another version: {error.errors()[0]['loc']}") from None

@@ -29,7 +29,7 @@ MAX_POINTS = 500  # of a curve
 PAGE_POINTS = 16_000  # of all runs' curves together: 13 bytes each, so that fifty runs stay under 2 MB
 MAX_CHARACTERS = 2000  # of a sample's text and of its thought
 MISSING = "\N{EN DASH}"
-TOKENS, LOSS = "tokens", "loss (nats a token)"
+TOKENS, LENGTH, LOSS = "tokens", "tokens (1k = 1,024)", "loss (nats a token)"
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ def _dataset_view(number: int, dataset: Dataset) -> DatasetView:
     if dataset.document is None or dataset.thinking is None:
         return DatasetView(dataset, None)
     parts = ((dataset.document, DOCUMENT), (dataset.thinking, THINKING))
-    return DatasetView(dataset, Markup(length_histogram(f"dataset-{number}", parts, TOKENS, "sequences")))
+    return DatasetView(dataset, Markup(length_histogram(f"dataset-{number}", parts, LENGTH, "sequences")))
 
 
 def _trajectories_view(number: int, found: Trajectories) -> TrajectoriesView:
     parts = ((found.document, DOCUMENT), (found.thinking, THINKING))
     return TrajectoriesView(
         found,
-        Markup(length_histogram(f"trajectories-{number}", parts, TOKENS, "trajectories")),
+        Markup(length_histogram(f"trajectories-{number}", parts, LENGTH, "trajectories")),
         tuple(Sample(row, _passage(row.text), _passage(row.thinking)) for row in found.samples),
     )
 

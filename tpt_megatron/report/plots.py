@@ -32,7 +32,7 @@ INCHES = (4.6, 2.9)  # 331 points wide: on a phone a letter of 10 points is abou
 MARGINS = {"left": 0.2, "right": 0.97, "bottom": 0.17, "top": 0.96}
 SETTINGS = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK,
+    "axes.labelcolor": INK, "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK,
     "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "axes.linewidth": 0.8,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6,
     "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": False, "lines.linewidth": 1.4,
@@ -42,7 +42,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One line; a NaN in `y` is a gap. `color` is one of VARIABLES' keys."""
+    """One line; a `y` that is not finite is a gap. `color` is one of VARIABLES' keys."""
 
     x: NDArray[np.float64]  # [points]
     y: NDArray[np.float64]  # [points]
@@ -59,10 +59,9 @@ def curves(name: str, lines: Sequence[Curve], x_label: str, y_label: str) -> str
     """The SVG of `lines` in one plot. `name` is unique in the page and is not shown."""
     with _figure(name) as (figure, axes):
         for line in lines:
-            y = np.where(np.isfinite(line.y), line.y, np.nan)
             # A line through one point is nothing to see.
-            marker = "o" if np.isfinite(y).sum() == 1 else ""
-            axes.plot(line.x, y, color=line.color, linestyle=line.dash, marker=marker, markersize=4)
+            marker = "o" if np.isfinite(line.y).sum() == 1 else ""
+            axes.plot(line.x, line.y, color=line.color, linestyle=line.dash, marker=marker, markersize=4)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: compact(value)))
@@ -83,9 +82,18 @@ def length_histogram(name: str, parts: Sequence[tuple[Lengths, str]], x_label: s
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_ylim(bottom=0)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, place: compact(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: binary(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: compact(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         return _svg(figure)
+
+
+def binary(value: float) -> str:
+    """A power of two as lengths are told: 512, 8k for 8192, 1M for 2^20."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def compact(value: float) -> str:

@@ -98,10 +98,6 @@ class Chunk:
             link_exclusive(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
-        self.drop_journal()
-
-    def drop_journal(self) -> None:
-        """The published file says all that the journal says."""
         self.close()
         self.journal_path.unlink(missing_ok=True)
 
@@ -127,9 +123,8 @@ class Chunk:
         rows = table.to_pylist()
         kept = [n for n in self.documents if n.document.id not in reasons]
         wanted = [(n.document.id, n.document.text) for n in kept]
-        if [(row["id"], row["text"]) for row in rows] != wanted or len(self.documents) - len(kept) != len(
-            reasons
-        ):
+        same = [(row["id"], row["text"]) for row in rows] == wanted
+        if not same or len(kept) + len(reasons) != len(self.documents):
             raise InputError(
                 f"{self.path}: holds other documents than the corpus now has in this place",
                 fix="give the corpus as it was when the job began, or another thinking.output",

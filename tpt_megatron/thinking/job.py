@@ -136,7 +136,6 @@ class Job:
             if chunk.path.exists():
                 for tally in chunk.published():
                     self.ledger.add(tally)
-                chunk.drop_journal()  # left where a kill fell between the link and its removal
                 self._report()
                 continue
             self._open.append(chunk)

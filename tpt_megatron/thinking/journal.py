@@ -47,7 +47,7 @@ class Journal:
             offset += HEADER.size + len(payload)
         if offset + HEADER.size <= len(data):
             size, _ = HEADER.unpack_from(data, offset)
-            if _payload(data, offset + HEADER.size + size) is None and False:
+            if _payload(data, offset + HEADER.size + size) is not None:
                 raise DamagedError(
                     f"{self.path}: the record at byte {offset} does not match its checksum",
                     fix="delete the file: its requests are generated again",

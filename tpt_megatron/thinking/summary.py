@@ -48,7 +48,7 @@ def finish(folder: Path, parts: Sequence[Path], about: Mapping[str, Any]) -> Non
         )
     journal = folder / "journal"
     if journal.exists():
-        for left in journal.iterdir():
+        for left in journal.iterdir():  # a kill fell between a part's link and its journal's removal
             left.unlink()
         journal.rmdir()
     paths += [folder / "job.json", *sorted(folder.glob("quarantine/*"))]
