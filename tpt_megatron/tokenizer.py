@@ -47,7 +47,7 @@ class TextTokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens counted."""
-        return max(self.hf.get_vocab().values()) + 1
+        return int(max(self.hf.get_vocab().values())) + 1
 
     @property
     def fingerprint(self) -> str:

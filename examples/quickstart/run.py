@@ -179,12 +179,12 @@ def is_whole(path: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--documents", type=int, default=400, help="documents to think about")
+    parser.add_argument("--documents", type=int, default=250, help="documents to think about")
     parser.add_argument(
         "--generator", default="", help="a Hugging Face model instead of the one trained here"
     )
-    parser.add_argument("--generator-tokens", type=int, default=1_000_000)
-    parser.add_argument("--tokens", type=int, default=400_000, help="budget of each of the two models")
+    parser.add_argument("--generator-tokens", type=int, default=800_000)
+    parser.add_argument("--tokens", type=int, default=300_000, help="budget of each of the two models")
     arguments = parser.parse_args()
     console, root, start = Console(), arguments.output, time.monotonic()
     try:

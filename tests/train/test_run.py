@@ -71,7 +71,8 @@ def test_goes_on_bit_for_bit_also_past_a_damaged_step(dataset, tmp_path):
     ("step", "schedule", "want"),
     [
         (0, "constant", 0.1), (9, "constant", 1.0), (10, "constant", 1.0), (99, "constant", 1.0),
-        (4, "cosine", 0.5), (10, "cosine", 1.0), (60, "cosine", 0.6), (110, "cosine", 0.2), (500, "cosine", 0.2),
+        (4, "cosine", 0.5), (10, "cosine", 1.0), (60, "cosine", 0.6),
+        (110, "cosine", 0.2), (500, "cosine", 0.2),
     ],
 )  # fmt: skip
 def test_learning_rate(step, schedule, want):

@@ -34,7 +34,7 @@ class HeldoutLoss:
 
 
 def evaluate_heldout(config: EvaluateConfig, progress: Callable[[int, int], None]) -> dict[str, HeldoutLoss]:
-    """The loss on each dataset of evaluate.data, by the prefix's name; written to evaluate.output/evaluation.json.
+    """The loss on each dataset of evaluate.data, by name; written to evaluate.output/evaluation.json.
 
     `progress` gets (sequences done, of how many). Raises ConfigError for missing keys, InputError for a model
     that cannot be opened or a dataset of another vocabulary.

@@ -49,7 +49,7 @@ class Adam(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             parameters,
-            [p.grad for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],

@@ -18,8 +18,11 @@ class Batch:
     thinking: Tensor  # [tokens] bool: the label belongs to a thought
 
     def to(self, device: torch.device) -> "Batch":
-        moved = (
-            t.to(device, non_blocking=True)
-            for t in (self.tokens, self.labels, self.positions, self.cu_seqlens)
+        return Batch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            max_seqlen=self.max_seqlen,
+            thinking=self.thinking.to(device, non_blocking=True),
         )
-        return Batch(*moved, self.max_seqlen, self.thinking.to(device, non_blocking=True))

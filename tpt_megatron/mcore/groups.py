@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed import ProcessGroup
 
 from tpt_megatron.config.layout import data_parallel_size
@@ -82,7 +83,7 @@ def _init_distributed(device: torch.device) -> None:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:  # one rank, no launcher: no port is opened
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def close_grid() -> None:

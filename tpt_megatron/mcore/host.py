@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 
 def install() -> None:
     """Put the stand-ins in place; once per process, before any model is built. Idempotent."""
-    if not torch.cuda.is_available() and torch.cuda.current_device is not _current_device:
+    cuda: Any = torch.cuda
+    if not cuda.is_available() and cuda.current_device is not _current_device:
         _install_cpu_for_cuda()
     _install_adam()
 
@@ -107,4 +108,5 @@ def _install_cpu_for_cuda() -> None:
     for name in ("FloatTensor", "IntTensor", "LongTensor", "BFloat16Tensor"):
         setattr(cuda, name, getattr(torch, name))
     generators._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
-    _CudaMeansCpu().__enter__()  # for the life of the process
+    mode: Any = _CudaMeansCpu()
+    mode.__enter__()  # for the life of the process

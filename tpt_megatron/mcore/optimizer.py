@@ -11,7 +11,7 @@ from tpt_megatron.mcore.settings import PRECISIONS
 
 def build_optimizer(chunks: list[Any], settings: Settings, precision: str) -> MegatronOptimizer:
     """AdamW with its state sharded over the data axis; biases and norms are not decayed."""
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=settings.learning_rate,
@@ -27,6 +27,9 @@ def build_optimizer(chunks: list[Any], settings: Settings, precision: str) -> Me
         ),
         chunks,
     )
+    for part in optimizer.chained_optimizers:
+        part.init_state_fn(part.optimizer, part.config)  # so that a step saves before its first update too
+    return optimizer
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
