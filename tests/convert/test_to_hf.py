@@ -1,6 +1,7 @@
 """Export: transformers computes our logits from the exported weights; what is wrong is refused by name."""
 
 import io
+import os
 import pickle
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM
 
 from tpt_megatron.artifact import manifest_of_files, verify_tree, write_manifest
 from tpt_megatron.config.load import dump, load
@@ -25,7 +26,12 @@ TINY = [
     "model.max_position_embeddings=64", "model.rope_theta=50000", "model.init_std=0.1",
     "data.sequence_length=32", "train.global_batch_size=1", "train.precision=fp32",
 ]  # fmt: skip
+SLOTS = Path(__file__).parents[2] / "examples" / "slots"
 SHAPES = {
+    "a fork's own family and attention": [
+        "model.num_key_value_heads=2", "model.family=qwen2_family:FAMILY",
+        "kernels.attention=plain_attention:attention",
+    ],
     "grouped queries": ["model.num_key_value_heads=2"],
     "tied, head_dim apart from hidden / heads": [
         "model.num_key_value_heads=6", "model.tied_embeddings=true",
@@ -37,12 +43,17 @@ SHAPES = {
 @pytest.fixture(scope="module", params=SHAPES)
 def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint step and the folder that holds its tokens and logits."""
+    sys.path.insert(0, str(SLOTS))  # the fork's modules, as its PYTHONPATH would give them
     folder = tmp_path_factory.mktemp("step")
     (folder / "config.json").write_text(dump(load([*TINY, *SHAPES[request.param]])))
     torch.save(torch.randint(0, 301, (32,), generator=torch.Generator().manual_seed(3)), folder / "tokens.pt")
     arguments = [folder / name for name in ("config.json", "checkpoints", "tokens.pt", "logits.pt")]
     done = subprocess.run(
-        [sys.executable, str(WORKER), *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, str(WORKER), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(SLOTS)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "checkpoints/step-00000001", folder
@@ -52,7 +63,7 @@ def test_transformers_computes_our_logits(step, tmp_path):
     step_folder, folder = step
     summary = to_hf(step_folder, tmp_path / "hf", "fp32")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert isinstance(model, LlamaForCausalLM)
+    assert isinstance(model, LlamaForCausalLM | Qwen2ForCausalLM)
     assert summary.parameters == sum(p.numel() for p in model.parameters())
     tokens, ours = torch.load(folder / "tokens.pt"), torch.load(folder / "logits.pt")
     with torch.no_grad():
