@@ -178,7 +178,7 @@ def report(options: argparse.Namespace) -> str:
     done = run(options.folder, options.output)
     return (
         f"report: {done.runs} runs, {done.datasets} datasets, {done.trajectories} jobs, "
-        f"{done.evaluations} evaluations, {done.megabytes:.1f} MB -> {done.output}"
+        f"{done.evaluations} evaluations, {done.left_out} left out, {done.megabytes:.1f} MB -> {done.output}"
     )
 
 

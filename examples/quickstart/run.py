@@ -7,6 +7,7 @@ interrupted goes on. Swap in a real generator with
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ class Stage:
     name: str
     command: Sequence[str]
     leaves: Sequence[Path]
+    resumes: bool = False  # goes on with what an interrupted run of it left; else that is removed first
 
 
 def stages(root: Path, arguments: argparse.Namespace) -> list[Stage]:
@@ -115,7 +117,7 @@ def think(root: Path, part: str, generator: str, arguments: argparse.Namespace) 
     ]
     if arguments.generator:
         settings += ["thinking.prompt=paper", "thinking.max_new_tokens=1024"]
-    return Stage(f"think {part}", [*TPT, "think", "quickstart", *settings], [output])
+    return Stage(f"think {part}", [*TPT, "think", "quickstart", *settings], [output], True)
 
 
 def evaluate(root: Path, name: str) -> Stage:
@@ -138,6 +140,9 @@ def run(stage: Stage, root: Path, console: Console) -> None:
         if all(is_whole(path) for path in stage.leaves):
             console.print(f"[dim]{done['line']} (done already)[/]", soft_wrap=True, highlight=False)
             return
+    for left in () if stage.resumes else stage.leaves:
+        if left.is_dir():
+            shutil.rmtree(left)
     start = time.monotonic()
     # A terminal shows the stage's own progress bar; elsewhere what it says on the side is kept in a file.
     log = root / "logs" / f"{stage.name.replace(' ', '-')}.txt"
