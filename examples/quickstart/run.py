@@ -98,9 +98,8 @@ def train(root: Path, name: str, tokens: int) -> Stage:
         f"train.run_dir={root / 'logs' / name}",
         f"checkpoint.folder={checkpoints}",
     ]
-    return Stage(
-        f"train {name}", [*TORCHRUN, "tpt_megatron", "train", "quickstart", *settings], [checkpoints]
-    )
+    command = [*TORCHRUN, "tpt_megatron", "train", "quickstart", *settings]
+    return Stage(f"train {name}", command, [checkpoints], resumes=True)
 
 
 def convert(root: Path, name: str) -> Stage:
@@ -117,7 +116,7 @@ def think(root: Path, part: str, generator: str, arguments: argparse.Namespace) 
     ]
     if arguments.generator:
         settings += ["thinking.prompt=paper", "thinking.max_new_tokens=1024"]
-    return Stage(f"think {part}", [*TPT, "think", "quickstart", *settings], [output], True)
+    return Stage(f"think {part}", [*TPT, "think", "quickstart", *settings], [output], resumes=True)
 
 
 def evaluate(root: Path, name: str) -> Stage:
