@@ -96,6 +96,9 @@ def write_trajectories(output: Path, rows: Sequence[Trajectory]) -> None:
         "document_tokens": sum(row.document_tokens for row in rows),
         "thinking_tokens": sum(row.thinking_tokens for row in rows),
         "finish_reasons": {"stop": len(rows), "length": 0},
+        "generator": f"{BY_HAND}, {BY_RULES}",
+        "revision": "",
+        "prompt": "none",
         "by_generator": {a: sum(row.generator == a for row in rows) for a in (BY_HAND, BY_RULES)},
     }
     write_manifest(output / "manifest.json", manifest_of_files(output, "trajectories", about))
