@@ -19,7 +19,9 @@ TINY = [
     "model.num_layers=4", "model.hidden_size=64", "model.ffn_hidden_size=96", "model.num_attention_heads=8",
     "model.num_key_value_heads=4", "model.vocab_size=500", "model.rope_theta=50000",
     "model.max_position_embeddings=64", "data.sequence_length=32", "train.global_batch_size=8",
-    "train.micro_batch_size=2", "train.precision=fp32", "optimizer.learning_rate=0.005",
+    "train.micro_batch_size=2",
+    # Rows of 0.02 would be driven through zero by the first updates, where RMSNorm has no stable gradient.
+    "model.init_std=0.15", "train.precision=fp32", "optimizer.learning_rate=0.005",
     "optimizer.warmup_steps=4",
     # Adam's first steps are the gradient's sign: where a gradient is rounding noise, the default epsilon of
     # 1e-8 would make a whole step of the noise, in any two programs that add in another order.
