@@ -15,6 +15,7 @@ from tpt_megatron.config.schema import Config
 from tpt_megatron.data.dataset import Samples
 from tpt_megatron.errors import ConfigError, StoppedError
 from tpt_megatron.mcore import checkpoint
+from tpt_megatron.mcore.batch import Batch
 from tpt_megatron.mcore.checkpoint import TrainState
 from tpt_megatron.mcore.engine import Engine, StepResult, build_engine, train_step
 from tpt_megatron.mcore.groups import close_grid, init_grid
@@ -100,7 +101,7 @@ def _resume(engine: Engine, folder: Path) -> TrainState:
     return TrainState() if step is None else checkpoint.load(engine, step)
 
 
-def _batches(engine: Engine, samples: Samples, state: TrainState) -> Iterator:  # type: ignore[type-arg]
+def _batches(engine: Engine, samples: Samples, state: TrainState) -> Iterator[Batch]:
     train, grid = engine.config.train, engine.grid
     return micro_batches(
         samples, state.consumed_samples, train.global_batch_size, train.micro_batch_size,
