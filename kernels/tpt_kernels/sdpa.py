@@ -1,9 +1,10 @@
-"""Attention by torch's scaled_dot_product_attention, one call for documents of one length, else one each."""
+"""Attention by torch: scaled_dot_product_attention for documents of one length, flash varlen for ragged ones."""
 
 import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -17,10 +18,13 @@ def attention(
     query_positions: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """As tpt_kernels.attention, for queries in order. Reads cu_seqlens on the host (one synchronisation)."""
-    assert query_positions is None, "the op sends placed queries to the reference"
-    tokens = key.shape[0]
-    if max_seqlen * (cu_seqlens.shape[0] - 1) == tokens:  # every document is as long as the longest
+    """As tpt_kernels.attention, for queries in order; one call for documents of one length, else one each.
+
+    Reads ragged cu_seqlens on the host (one synchronisation on a GPU, which is why `auto` takes it on the CPU
+    only).
+    """
+    assert query_positions is None, "choice.py refuses placed queries here"
+    if _even(key, cu_seqlens, max_seqlen):
         return _equal_documents(query, key, value, max_seqlen, scale)
     bounds = cu_seqlens.tolist()
     parts = [
@@ -28,7 +32,52 @@ def attention(
         for a, b in itertools.pairwise(bounds)
         if b > a
     ]
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else query * 0
+
+
+def cudnn_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    query_positions: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """torch's cuDNN backend, for documents of one length; its backward is not bit-repeatable."""
+    assert query_positions is None, "choice.py refuses placed queries here"
+    if not _even(key, cu_seqlens, max_seqlen):
+        raise ValueError("impl: got 'cudnn' for ragged documents; use 'triton' or 'flash'")
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+        return _equal_documents(query, key, value, max_seqlen, scale)
+
+
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    query_positions: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """torch's FlashAttention over cu_seqlens, without synchronisation; bf16 or fp16 on a GPU."""
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer; loads CUDA parts
+
+    assert query_positions is None, "choice.py refuses placed queries here"
+    bounds = cu_seqlens.to(torch.int32)
+    out: Tensor = varlen_attn(
+        query, key, value, bounds, bounds, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return out
+
+
+def _even(key: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
+    """Whether every document is as long as the longest: known without reading cu_seqlens."""
+    return max_seqlen * (cu_seqlens.shape[0] - 1) == key.shape[0]
 
 
 def _equal_documents(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float | None) -> Tensor:

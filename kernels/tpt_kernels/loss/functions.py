@@ -1,0 +1,112 @@
+"""Autograd of the two linear cross-entropies, and how their weight gradient joins main_grad.
+
+A weight that megatron-core's DistributedDataParallel wraps has `main_grad`, a float32 buffer that outlives the
+backward. The weight's gradient is added there, in float32, and only here in the backward: a forward that is run
+twice (activation recomputation), or never followed by a backward (evaluation), adds nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tpt_kernels.loss.linear import linear_gradients_, linear_loss_and_gradients, linear_row_statistics
+from tpt_kernels.loss.statistics import Columns, row_loss
+from tpt_kernels.options import LossOptions
+from tpt_kernels.reference import wide
+
+
+class Recompute(torch.autograd.Function):
+    """(hidden, weight, target, main_grad, group's name, options, impl) -> loss [tokens]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, main_grad: Tensor | None,
+        group: str | None, options: LossOptions, impl: str,
+    ) -> Tensor:  # fmt: skip
+        statistics = linear_row_statistics(
+            hidden, weight, target, group, options.vocab_size, options.chunk_tokens, impl
+        )
+        ctx.save_for_backward(hidden, weight, target, statistics)
+        ctx.main_grad, ctx.group, ctx.options, ctx.impl = main_grad, group, options, impl
+        whole = Columns.of(weight.shape[0], group, options.vocab_size).vocab_size
+        return row_loss(statistics, target, whole, options.ignore_index, options.z_loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, target, statistics = ctx.saved_tensors
+        options: LossOptions = ctx.options
+        total: Tensor | None = ctx.main_grad
+        if total is None and ctx.needs_input_grad[1]:
+            total = torch.zeros_like(weight, dtype=wide(weight))
+        hidden_gradient = linear_gradients_(
+            hidden, weight, target, statistics, upstream, total, ctx.group, options.vocab_size,
+            options.ignore_index, options.z_loss, options.chunk_tokens, ctx.impl,
+        )  # fmt: skip
+        if ctx.main_grad is not None:
+            weight_gradient: Tensor | None = joined_main_grad(weight)
+        else:
+            weight_gradient = None if total is None else total.to(weight.dtype)
+        return hidden_gradient, weight_gradient, None, None, None, None, None
+
+
+class WithGradients(torch.autograd.Function):
+    """(hidden, weight, target, token_weight, main_grad, group's name, options, impl) -> sum, loss [tokens].
+
+    loss is not differentiable. Saved for the backward: the gradients of hidden and of the weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, token_weight: Tensor,
+        main_grad: Tensor | None, group: str | None, options: LossOptions, impl: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        loss, hidden_gradient, weight_gradient = linear_loss_and_gradients(
+            hidden, weight, target, token_weight, group, options.vocab_size, options.ignore_index,
+            options.z_loss, options.chunk_tokens, impl,
+        )  # fmt: skip
+        ctx.save_for_backward(weight, hidden_gradient, weight_gradient)
+        ctx.main_grad = main_grad
+        ctx.mark_non_differentiable(loss)
+        return weighted_sum(loss, token_weight), loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        weight, hidden_gradient, weight_gradient = ctx.saved_tensors
+        # In wide precision: a bf16 product would round the scalar itself first.
+        scaled = (hidden_gradient.to(wide(hidden_gradient)) * upstream).to(hidden_gradient.dtype)
+        if ctx.main_grad is not None:
+            ctx.main_grad.addcmul_(weight_gradient, upstream.to(weight_gradient.dtype))
+            result = joined_main_grad(weight)
+        else:
+            # out=: rounded once, without a float32 temporary as large as the weight's gradient.
+            result = torch.mul(weight_gradient, upstream, out=torch.empty_like(weight))
+        return scaled, result, None, None, None, None, None, None
+
+
+def weighted_sum(loss: Tensor, token_weight: Tensor) -> Tensor:
+    """sum(token_weight * loss); a row without weight may hold NaN and counts 0."""
+    return (loss * token_weight).where(token_weight != 0, 0).sum()
+
+
+def main_grad_of(weight: Tensor) -> Tensor | None:
+    """The buffer that the weight's gradient joins; None: the gradient is returned to autograd."""
+    if not weight.requires_grad or not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    main_grad: Tensor | None = getattr(weight, "main_grad", None)
+    return main_grad
+
+
+def joined_main_grad(weight: Tensor) -> Tensor:
+    """Marks the weight's gradient as added, and returns what autograd is given in its stead.
+
+    megatron-core's hook wants a tensor to see that the backward came by, and ignores its values, except where
+    `zero_out_wgrad` says that another gradient of the same weight (a tied embedding's) is added to it.
+    """
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    if getattr(weight, "zero_out_wgrad", False):
+        return torch.zeros_like(weight)
+    return torch.empty_like(weight)

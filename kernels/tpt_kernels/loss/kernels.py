@@ -1,0 +1,67 @@
+"""Triton kernels of cross-entropy: one program a row, two passes over the logits, one write.
+
+Plan. Forward: an online softmax with one running maximum and sum per lane, so that a row costs one reduction
+at its end. Backward: the row is read once more and its gradient written over it, rounded once. Statistics are
+float32; there are no atomics, and a row's order of summation never changes.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def statistics_kernel(
+    logits, target, statistics, row_stride, tokens, valid, first, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Peak, total and hit of a row over this rank's columns -> statistics [3, tokens] float32.
+
+    logits [tokens, columns], rows `row_stride` apart; `valid` columns are vocabulary, the first has id `first`.
+    """
+    row = tl.program_id(0).to(tl.int64)  # int64: 8,192 rows of 300,000 columns pass 2^31
+    logits += row * row_stride
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for begin in tl.range(0, valid, BLOCK):
+        column = begin + tl.arange(0, BLOCK)
+        x = tl.load(logits + column, mask=column < valid, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(peak, x)
+        # A lane that has seen only -inf keeps total 0: exp(-inf - 0), not exp(-inf + inf).
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(peak - anchor) + tl.exp(x - anchor)
+        peak = higher
+    top = tl.max(peak, 0)
+    anchor = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(total * tl.exp(peak - anchor), 0)
+    local = tl.load(target + row) - first
+    here = (local >= 0) & (local < valid)
+    hit = tl.load(logits + tl.where(here, local, 0), mask=here, other=0.0).to(tl.float32)
+    tl.store(statistics + row, top)
+    tl.store(statistics + tokens + row, total)
+    tl.store(statistics + 2 * tokens + row, hit)
+
+
+@triton.jit
+def gradient_kernel(
+    logits, target, statistics, upstream, row_stride, tokens, columns, valid, first, z_loss, ignore_index,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a row's loss written over its logits; padding columns and ignored rows get 0.
+
+    statistics [3, tokens] float32 of the whole vocabulary, upstream [tokens] float32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    peak = tl.load(statistics + row)
+    total = tl.load(statistics + tokens + row)
+    wanted = tl.load(target + row)
+    given = tl.where(wanted == ignore_index, 0.0, tl.load(upstream + row))
+    factor = given * (1.0 + 2.0 * z_loss * (peak + tl.log(total))) / total
+    local = wanted - first
+    for begin in tl.range(0, columns, BLOCK):
+        column = begin + tl.arange(0, BLOCK)
+        is_valid = column < valid
+        x = tl.load(logits + column, mask=is_valid, other=float("-inf")).to(tl.float32)
+        gradient = factor * tl.exp(x - peak) - tl.where(column == local, given, 0.0)
+        # Not a product with 0: the row of an ignored target may hold inf or NaN.
+        gradient = tl.where(is_valid & (given != 0.0), gradient, 0.0)
+        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < columns)

@@ -1,0 +1,88 @@
+"""The two row functions of cross-entropy, launched on Triton, and the choice between Triton and torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpt_kernels import reference
+from tpt_kernels.loss.kernels import gradient_kernel, statistics_kernel
+from tpt_kernels.loss.statistics import Columns
+from tpt_kernels.target import has_tiles, target_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """reference.row_statistics and reference.logits_gradient_, or functions with their signatures."""
+
+    statistics: Callable[..., Tensor]
+    gradient_: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """Columns a program takes at once, and its warps."""
+
+    block: int
+    num_warps: int
+
+
+# 4,096 columns over 8 warps: 16 a thread, two 16-byte loads of bf16 in flight. gfx9 has 64 lanes a warp.
+TILES = {
+    **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8)),
+    **dict.fromkeys(("gfx942", "gfx950"), RowTile(4096, 8)),
+    "cpu": RowTile(256, 1),
+}
+
+
+def rows_of(impl: str, device: torch.device) -> Rows:
+    """ValueError for an unknown impl."""
+    if impl == "auto":
+        impl = "triton" if has_tiles(device) else "reference"
+    if impl == "triton":
+        return Rows(row_statistics, logits_gradient_)
+    if impl == "reference":
+        return Rows(reference.row_statistics, reference.logits_gradient_)
+    raise ValueError(f"impl: got {impl!r}, expected one of auto, reference, triton")
+
+
+def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
+    """As reference.row_statistics."""
+    tokens = logits.shape[0]
+    statistics = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
+    if tokens:
+        tile = _tile(logits)
+        statistics_kernel[(tokens,)](
+            _rows(logits), target.contiguous(), statistics, logits.stride(0), tokens,
+            columns.valid, columns.first, BLOCK=tile.block, num_warps=tile.num_warps,
+        )  # fmt: skip
+    return statistics
+
+
+def logits_gradient_(
+    logits: Tensor, statistics: Tensor, target: Tensor, upstream: Tensor,
+    columns: Columns, ignore_index: int, z_loss: float,
+) -> None:  # fmt: skip
+    """As reference.logits_gradient_."""
+    tokens, held = logits.shape
+    if tokens:
+        tile = _tile(logits)
+        gradient_kernel[(tokens,)](
+            _rows(logits), target.contiguous(), statistics.contiguous(), upstream.float().contiguous(),
+            logits.stride(0), tokens, held, columns.valid, columns.first, z_loss, ignore_index,
+            BLOCK=tile.block, num_warps=tile.num_warps,
+        )  # fmt: skip
+
+
+def _tile(logits: Tensor) -> RowTile:
+    return TILES[target_of(logits.device)]
+
+
+def _rows(logits: Tensor) -> Tensor:
+    if logits.stride(1) != 1 or logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(
+            f"logits: got {logits.dtype} with strides {logits.stride()}, expected bfloat16, float16 or float32 "
+            "with columns side by side; use impl='reference' or .contiguous()"
+        )
+    return logits

@@ -1,0 +1,58 @@
+"""What a row's loss needs from the whole vocabulary: three numbers a rank, merged by one all-gather."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the vocabulary a rank holds."""
+
+    first: int  # id of its first column
+    valid: int  # its columns that are vocabulary, not padding
+    vocab_size: int  # of the whole vocabulary, padding left out
+    group: ProcessGroup | None
+
+    @staticmethod
+    def of(held: int, group_name: str | None, vocab_size: int | None) -> "Columns":
+        """`held` columns a rank; groups are named, since an op's arguments must be plain values."""
+        group = None if group_name is None else _resolve_process_group(group_name)
+        rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        total = min(held * ranks, held * ranks if vocab_size is None else vocab_size)
+        return Columns(rank * held, max(0, min(held, total - rank * held)), total, group)
+
+
+def merge(mine: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Statistics of a rank's columns -> of the whole vocabulary; [3, tokens] each: peak, total, hit.
+
+    peak: the largest logit; total: the sum of exp(logit - peak); hit: the target's logit, 0 where another rank
+    has it. A rank that holds padding alone brings peak -inf and total 0.
+    """
+    if group is None or dist.get_world_size(group) == 1:
+        return mine
+    parts = mine.new_empty(dist.get_world_size(group), *mine.shape)
+    dist.all_gather(list(parts), mine.contiguous(), group=group)
+    peaks, totals, hits = parts.unbind(dim=1)  # [ranks, tokens] each
+    peak = peaks.amax(dim=0)
+    return torch.stack([peak, (totals * (peaks - peak).exp()).sum(dim=0), hits.sum(dim=0)])
+
+
+def row_loss(
+    statistics: Tensor, target: Tensor, vocab_size: int, ignore_index: int, z_loss: float
+) -> Tensor:
+    """The loss of each row, [tokens]: logsumexp - hit + z_loss * logsumexp^2; 0 where the row is ignored.
+
+    A target that is no column of the vocabulary gives NaN: a loss that looks right would hide a wrong dataset.
+    """
+    peak, total, hit = statistics
+    # peak - hit is exact or nearly so, log(total) small: their sum loses less than logsumexp - hit would.
+    loss = total.log() + (peak - hit)
+    if z_loss:
+        loss = loss + z_loss * (peak + total.log()).square()
+    loss = loss.masked_fill((target < 0) | (target >= vocab_size), float("nan"))
+    return loss.masked_fill(target == ignore_index, 0.0)

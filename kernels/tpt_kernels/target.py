@@ -1,0 +1,39 @@
+"""The compile targets that have committed tiles, and which of them a device is."""
+
+import torch
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx950")
+HOST = "cpu"  # Triton's interpreter: any tile runs, small ones are quick
+
+
+def target_of(device: torch.device) -> str:
+    """The target whose tiles fit `device`.
+
+    ValueError for a GPU without committed tiles; consumer chips of compute capability 8.6, 8.9 and 12.x have
+    100 KB of shared memory, which the data-centre tiles exceed.
+    """
+    if device.type == "cpu":
+        return HOST
+    if device.type != "cuda":
+        raise ValueError(f"device: got {device}, expected a CUDA or ROCm device, or the CPU")
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        name = "sm_100" if major == 10 else f"sm_{major}{minor}"
+    if name not in TARGETS:
+        raise ValueError(
+            f"device: got {name}, expected one of {', '.join(TARGETS)}; "
+            "use impl='sdpa' for attention, impl='reference' for losses"
+        )
+    return str(name)
+
+
+def has_tiles(device: torch.device) -> bool:
+    """Whether Triton's kernels have committed tiles for this GPU."""
+    if device.type != "cuda":
+        return False
+    try:
+        return target_of(device) != HOST
+    except ValueError:
+        return False
