@@ -6,7 +6,7 @@ Statistics are float32 (float64 for float64 inputs).
 import torch
 from torch import Tensor
 
-from tpt_kernels.loss.statistics import Columns
+from tpt_kernels.loss.statistics import Columns, shares
 
 
 def attention(
@@ -42,10 +42,12 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
     if columns.valid == 0:
         peak = rows.new_full((rows.shape[0],), float("-inf"))
         return torch.stack([peak, torch.zeros_like(peak), torch.zeros_like(peak)])
-    peak = rows.amax(dim=1)
     local, here = _local_target(target, columns)
     hit = rows.gather(1, local[:, None]).squeeze(1).where(here, 0)
-    return torch.stack([peak, (rows - peak[:, None]).exp().sum(dim=1), hit])
+    others = rows.masked_fill(_is_target(rows, local, here), float("-inf"))
+    peak = others.amax(dim=1)
+    anchor = peak.masked_fill(peak == float("-inf"), 0.0)
+    return torch.stack([peak, (others - anchor[:, None]).exp().sum(dim=1), hit])
 
 
 def logits_gradient_(
@@ -56,13 +58,15 @@ def logits_gradient_(
 
     logits [tokens, vocab / tensor]; statistics [3, tokens] of the whole vocabulary; upstream [tokens].
     """
-    peak, total, _ = statistics
-    given = upstream.to(peak.dtype).masked_fill(target == ignore_index, 0.0)
-    factor = given * (1 + 2 * z_loss * (peak + total.log())) / total
-    rows = (logits[:, : columns.valid].to(peak.dtype) - peak[:, None]).exp() * factor[:, None]
+    anchor, rest, own = shares(statistics)
+    given = upstream.to(anchor.dtype).masked_fill(target == ignore_index, 0.0)
+    whole = rest + own
+    slope = 2 * z_loss * (anchor + whole.log())
+    rows = (logits[:, : columns.valid].to(anchor.dtype) - anchor[:, None]).exp()
+    rows *= (given * (1 + slope) / whole)[:, None]
     local, here = _local_target(target, columns)
-    if columns.valid:
-        rows.scatter_add_(1, local[:, None], -given.where(here, 0)[:, None])
+    of_target = given * (own * slope - rest) / whole  # softmax - 1 is -rest / whole, without cancellation
+    rows = torch.where(_is_target(rows, local, here), of_target[:, None], rows)
     logits[:, : columns.valid] = rows.masked_fill(given[:, None] == 0, 0.0).to(logits.dtype)
     logits[:, columns.valid :] = 0.0
 
@@ -77,3 +81,9 @@ def _local_target(target: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
     local = target - columns.first
     here = (local >= 0) & (local < columns.valid)
     return local.where(here, 0), here
+
+
+def _is_target(rows: Tensor, local: Tensor, here: Tensor) -> Tensor:
+    """[tokens, valid] bool: the one column of a row that is its target."""
+    column = torch.arange(rows.shape[1], device=rows.device)
+    return (column == local[:, None]) & here[:, None]

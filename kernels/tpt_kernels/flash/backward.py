@@ -61,7 +61,8 @@ def key_value_kernel(
         head = kv_head * GROUP + step // blocks
         begin = first + step % blocks * BLOCK_Q
         offset = begin + tl.arange(0, BLOCK_Q)
-        place = head.to(tl.int64) * tokens + tl.minimum(offset, tokens - 1)
+        statistics = head.to(tl.int64) * tokens
+        inside = offset < tokens
         q = load_tile(
             query, begin, head, tokens, query_row_stride, query_head_stride, DIM, WIDTH, BLOCK_Q, True, DESCRIPTORS
         )  # fmt: skip
@@ -70,11 +71,13 @@ def key_value_kernel(
             True, DESCRIPTORS,
         )  # fmt: skip
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_base2  # [BLOCK_KV, BLOCK_Q]
-        weights = tl.exp2(scores - tl.load(logsumexp + place)[None, :])
+        lse = tl.load(logsumexp + statistics + offset, mask=inside, other=0.0)
+        weights = tl.exp2(scores - lse[None, :])
         seen = (offset[None, :] >= begins[:, None]) & (offset[None, :] < ends[:, None])
         weights = tl.where(seen, weights, 0.0)
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision="ieee")
-        slope = tl.dot(v, tl.trans(do), input_precision="ieee") - tl.load(delta + place)[None, :]
+        sums = tl.load(delta + statistics + offset, mask=inside, other=0.0)
+        slope = tl.dot(v, tl.trans(do), input_precision="ieee") - sums[None, :]
         dk = tl.dot((weights * slope).to(q.dtype), q, dk, input_precision="ieee")
     store_tile(
         key_gradient, dk * scale, row, kv_head, kv_tokens, result_row_stride, result_head_stride,

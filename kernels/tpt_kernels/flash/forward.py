@@ -6,8 +6,9 @@ and tiles in part again. Tiles outside of every query's range are never loaded. 
 log2(e) in the scale. Rows beyond the last token repeat the last one, so that every value stays finite; they are
 not stored.
 
-DESCRIPTORS: tensors come as TMA descriptors [tokens, heads, dim] with blocks [BLOCK, 1, WIDTH] (sm_90 and newer),
-else as pointers (ROCm lowers descriptors to scalar loads). WIDTH is the dim padded to a power of two.
+DESCRIPTORS: tensors come as TMA descriptors [tokens, columns] with a head's columns side by side (sm_90 and newer;
+three dimensions would send the tiles through registers), else as pointers (ROCm lowers descriptors to scalar
+loads). WIDTH is the dim padded to a power of two; descriptors need DIM == WIDTH.
 """
 
 import triton
@@ -25,7 +26,7 @@ def load_tile(
     CLAMP: rows from `rows` on repeat the last one (by descriptors: 0).
     """
     if DESCRIPTORS:
-        return source.load([row, head, 0]).reshape(BLOCK, WIDTH)
+        return source.load([row, head * head_stride])
     else:
         offset = row + tl.arange(0, BLOCK)
         if CLAMP:
@@ -46,7 +47,7 @@ def store_tile(
 ):  # fmt: skip
     """Writes the rows below `rows` and the columns below DIM of a [BLOCK, WIDTH] tile."""
     if DESCRIPTORS:
-        target.store([row, head, 0], tile.to(target.dtype).reshape(BLOCK, 1, WIDTH))
+        target.store([row, head * head_stride], tile.to(target.dtype))
     else:
         offset = row + tl.arange(0, BLOCK)
         column = tl.arange(0, WIDTH)

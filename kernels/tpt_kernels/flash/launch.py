@@ -75,13 +75,15 @@ def _delta(out: Tensor, out_gradient: Tensor) -> Tensor:
 
 
 def loadable(tensor: Tensor, tile: Tile) -> Tensor:
-    """The tensor, copied where the kernels cannot load it: columns apart, or unaligned for a descriptor."""
-    aligned = tensor.data_ptr() % TMA_ALIGNMENT == 0 and all(
-        stride * tensor.element_size() % TMA_ALIGNMENT == 0 for stride in tensor.stride()[:2]
-    )
-    if tensor.stride(2) == 1 and (aligned or not tile.descriptors):
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    """The tensor, copied where the kernels cannot load it: a head's columns apart, or no fit for a descriptor."""
+    _, heads, dim = tensor.shape
+    row_stride, head_stride, column_stride = tensor.stride()
+    fits = column_stride == 1
+    if tile.descriptors:
+        size = tensor.element_size()
+        aligned = not any(x % TMA_ALIGNMENT for x in (tensor.data_ptr(), row_stride * size, head_stride * size))
+        fits = fits and aligned and (heads - 1) * head_stride + dim <= row_stride
+    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def options(tile: Tile) -> Mapping[str, int]:
@@ -123,5 +125,7 @@ def _keys(tensor: Tensor, tile: Tile) -> Tensor | TensorDescriptor:
 def _argument(tensor: Tensor, block: int, tile: Tile) -> Tensor | TensorDescriptor:
     if not tile.descriptors:
         return tensor
-    shape, strides = list(tensor.shape), list(tensor.stride())
-    return TensorDescriptor(tensor, shape, strides, [block, 1, padded_dim(tensor.shape[2])])
+    tokens, heads, dim = tensor.shape
+    row_stride, head_stride, _ = tensor.stride()
+    columns = (heads - 1) * head_stride + dim  # other heads, or other tensors' columns, may lie between
+    return TensorDescriptor(tensor, [tokens, columns], [row_stride, 1], [block, dim])

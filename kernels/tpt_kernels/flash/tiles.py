@@ -18,6 +18,7 @@ class Tile:
     block_kv: int
     num_warps: int
     num_stages: int
+    occupancy: int = 1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
     descriptors: bool = False  # TMA (sm_90 and newer)
     matrix_instruction: int = 0  # gfx9: rows of one MFMA; 0: the compiler's choice
     waves_per_eu: int = 0  # gfx9: occupancy the compiler shall reach; 0: its choice

@@ -2,7 +2,8 @@
 
 A weight that megatron-core's DistributedDataParallel wraps has `main_grad`, a float32 buffer that outlives the
 backward. The weight's gradient is added there, in float32, and only here in the backward: a forward that is run
-twice (activation recomputation), or never followed by a backward (evaluation), adds nothing.
+twice (activation recomputation), or never followed by a backward (evaluation), adds nothing. The weight is kept
+on ctx beside its saved self, which under activation recomputation is another tensor, without the attributes.
 """
 
 from typing import Any
@@ -29,7 +30,8 @@ class Recompute(torch.autograd.Function):
             hidden, weight, target, group, options.vocab_size, options.chunk_tokens, impl
         )
         ctx.save_for_backward(hidden, weight, target, statistics)
-        ctx.main_grad, ctx.group, ctx.options, ctx.impl = main_grad, group, options, impl
+        ctx.main_grad, ctx.owner = main_grad, weight
+        ctx.group, ctx.options, ctx.impl = group, options, impl
         whole = Columns.of(weight.shape[0], group, options.vocab_size).vocab_size
         return row_loss(statistics, target, whole, options.ignore_index, options.z_loss)
 
@@ -46,7 +48,7 @@ class Recompute(torch.autograd.Function):
             options.ignore_index, options.z_loss, options.chunk_tokens, ctx.impl,
         )  # fmt: skip
         if ctx.main_grad is not None:
-            weight_gradient: Tensor | None = joined_main_grad(weight)
+            weight_gradient: Tensor | None = joined_main_grad(ctx.owner)
         else:
             weight_gradient = None if total is None else total.to(weight.dtype)
         return hidden_gradient, weight_gradient, None, None, None, None, None
@@ -68,7 +70,7 @@ class WithGradients(torch.autograd.Function):
             options.z_loss, options.chunk_tokens, impl,
         )  # fmt: skip
         ctx.save_for_backward(weight, hidden_gradient, weight_gradient)
-        ctx.main_grad = main_grad
+        ctx.main_grad, ctx.owner = main_grad, weight
         ctx.mark_non_differentiable(loss)
         return weighted_sum(loss, token_weight), loss
 
@@ -80,7 +82,7 @@ class WithGradients(torch.autograd.Function):
         scaled = (hidden_gradient.to(wide(hidden_gradient)) * upstream).to(hidden_gradient.dtype)
         if ctx.main_grad is not None:
             ctx.main_grad.addcmul_(weight_gradient, upstream.to(weight_gradient.dtype))
-            result = joined_main_grad(weight)
+            result = joined_main_grad(ctx.owner)
         else:
             # out=: rounded once, without a float32 temporary as large as the weight's gradient.
             result = torch.mul(weight_gradient, upstream, out=torch.empty_like(weight))

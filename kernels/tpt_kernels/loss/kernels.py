@@ -13,17 +13,19 @@ import triton.language as tl
 def statistics_kernel(
     logits, target, statistics, row_stride, tokens, valid, first, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Peak, total and hit of a row over this rank's columns -> statistics [3, tokens] float32.
+    """Peak and total of a row's other columns and its target's logit -> statistics [3, tokens] float32.
 
     logits [tokens, columns], rows `row_stride` apart; `valid` columns are vocabulary, the first has id `first`.
     """
     row = tl.program_id(0).to(tl.int64)  # int64: 8,192 rows of 300,000 columns pass 2^31
     logits += row * row_stride
+    local = tl.load(target + row) - first
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for begin in tl.range(0, valid, BLOCK):
         column = begin + tl.arange(0, BLOCK)
         x = tl.load(logits + column, mask=column < valid, other=float("-inf")).to(tl.float32)
+        x = tl.where(column == local, float("-inf"), x)
         higher = tl.maximum(peak, x)
         # A lane that has seen only -inf keeps total 0: exp(-inf - 0), not exp(-inf + inf).
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
@@ -32,7 +34,6 @@ def statistics_kernel(
     top = tl.max(peak, 0)
     anchor = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(total * tl.exp(peak - anchor), 0)
-    local = tl.load(target + row) - first
     here = (local >= 0) & (local < valid)
     hit = tl.load(logits + tl.where(here, local, 0), mask=here, other=0.0).to(tl.float32)
     tl.store(statistics + row, top)
@@ -52,16 +53,22 @@ def gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     peak = tl.load(statistics + row)
-    total = tl.load(statistics + tokens + row)
+    hit = tl.load(statistics + 2 * tokens + row)
+    anchor = tl.maximum(peak, hit)
+    rest = tl.load(statistics + tokens + row) * tl.exp(peak - anchor)
+    own = tl.exp(hit - anchor)
+    whole = rest + own
     wanted = tl.load(target + row)
     given = tl.where(wanted == ignore_index, 0.0, tl.load(upstream + row))
-    factor = given * (1.0 + 2.0 * z_loss * (peak + tl.log(total))) / total
+    slope = 2.0 * z_loss * (anchor + tl.log(whole))
+    factor = given * (1.0 + slope) / whole
+    of_target = given * (own * slope - rest) / whole  # softmax - 1 is -rest / whole, without cancellation
     local = wanted - first
+    # An ignored row has no column that counts: a product with 0 would keep the inf or NaN that it may hold.
+    counted = tl.where(given == 0.0, 0, valid)
     for begin in tl.range(0, columns, BLOCK):
         column = begin + tl.arange(0, BLOCK)
-        is_valid = column < valid
-        x = tl.load(logits + column, mask=is_valid, other=float("-inf")).to(tl.float32)
-        gradient = factor * tl.exp(x - peak) - tl.where(column == local, given, 0.0)
-        # Not a product with 0: the row of an ignored target may hold inf or NaN.
-        gradient = tl.where(is_valid & (given != 0.0), gradient, 0.0)
+        x = tl.load(logits + column, mask=column < counted, other=float("-inf")).to(tl.float32)
+        gradient = tl.where(column == local, of_target, factor * tl.exp(x - anchor))
+        gradient = tl.where(column < counted, gradient, 0.0)
         tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < columns)

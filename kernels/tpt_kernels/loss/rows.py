@@ -26,13 +26,15 @@ class RowTile:
 
     block: int
     num_warps: int
+    num_stages: int
+    occupancy: int = 1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
 
 
 # 4,096 columns over 8 warps: 16 a thread, two 16-byte loads of bf16 in flight. gfx9 has 64 lanes a warp.
 TILES = {
-    **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8)),
-    **dict.fromkeys(("gfx942", "gfx950"), RowTile(4096, 8)),
-    "cpu": RowTile(256, 1),
+    **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8, 2)),
+    **dict.fromkeys(("gfx942", "gfx950"), RowTile(4096, 8, 2)),
+    "cpu": RowTile(256, 1, 1),
 }
 
 
@@ -55,7 +57,7 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
         tile = _tile(logits)
         statistics_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics, logits.stride(0), tokens,
-            columns.valid, columns.first, BLOCK=tile.block, num_warps=tile.num_warps,
+            columns.valid, columns.first, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return statistics
 
@@ -71,7 +73,7 @@ def logits_gradient_(
         gradient_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics.contiguous(), upstream.float().contiguous(),
             logits.stride(0), tokens, held, columns.valid, columns.first, z_loss, ignore_index,
-            BLOCK=tile.block, num_warps=tile.num_warps,
+            BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
 

@@ -30,8 +30,9 @@ class Columns:
 def merge(mine: Tensor, group: ProcessGroup | None) -> Tensor:
     """Statistics of a rank's columns -> of the whole vocabulary; [3, tokens] each: peak, total, hit.
 
-    peak: the largest logit; total: the sum of exp(logit - peak); hit: the target's logit, 0 where another rank
-    has it. A rank that holds padding alone brings peak -inf and total 0.
+    peak: the largest logit of the columns that are not the row's target; total: the sum of exp(logit - peak)
+    over them; hit: the target's logit, 0 where another rank has it. A rank without such columns brings peak -inf
+    and total 0.
     """
     if group is None or dist.get_world_size(group) == 1:
         return mine
@@ -39,7 +40,15 @@ def merge(mine: Tensor, group: ProcessGroup | None) -> Tensor:
     dist.all_gather(list(parts), mine.contiguous(), group=group)
     peaks, totals, hits = parts.unbind(dim=1)  # [ranks, tokens] each
     peak = peaks.amax(dim=0)
-    return torch.stack([peak, (totals * (peaks - peak).exp()).sum(dim=0), hits.sum(dim=0)])
+    anchor = peak.masked_fill(peak == float("-inf"), 0.0)
+    return torch.stack([peak, (totals * (peaks - anchor).exp()).sum(dim=0), hits.sum(dim=0)])
+
+
+def shares(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(anchor, rest, own): exp(anchor) times rest is the sum over the other columns, times own the target's."""
+    peak, total, hit = statistics
+    anchor = torch.maximum(peak, hit)
+    return anchor, total * (peak - anchor).exp(), (hit - anchor).exp()
 
 
 def row_loss(
@@ -49,10 +58,12 @@ def row_loss(
 
     A target that is no column of the vocabulary gives NaN: a loss that looks right would hide a wrong dataset.
     """
-    peak, total, hit = statistics
-    # peak - hit is exact or nearly so, log(total) small: their sum loses less than logsumexp - hit would.
-    loss = total.log() + (peak - hit)
+    anchor, rest, own = shares(statistics)
+    hit = statistics[2]
+    # log1p of the other columns' share: a confident row's small loss keeps its digits, which a sum that
+    # already holds the target's 1 would have rounded away.
+    loss = torch.where(hit >= anchor, rest.log1p(), (anchor - hit) + (rest + own).log())
     if z_loss:
-        loss = loss + z_loss * (peak + total.log()).square()
+        loss = loss + z_loss * (anchor + (rest + own).log()).square()
     loss = loss.masked_fill((target < 0) | (target >= vocab_size), float("nan"))
     return loss.masked_fill(target == ignore_index, 0.0)

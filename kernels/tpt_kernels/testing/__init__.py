@@ -2,7 +2,7 @@
 
 Stock, under TRITON_INTERPRET=1, it multiplies the bit patterns of bfloat16, truncates where a GPU rounds to
 nearest even, reads 0 where a masked load leaves a lane undefined, dies with the process on an access out of
-bounds, and runs programs in turn, which hides races. `install_interpreter` makes each of these true or an error:
+bounds, and runs programs in turn, which hides races. `install_interpreter` makes each true, or an error:
 
 - memory.py: what a launch touches, checked against the tensors given and between programs
 - bfloat16.py: bfloat16 in numpy
@@ -39,5 +39,6 @@ def install_interpreter(*, check_memory: bool = True, check_races: bool = True) 
         interpreter.TritonSemantic = repairs.RepairedSemantic  # 3.6 makes one for each operation
         interpreter.GridExecutor = repairs.CheckedExecutor
         interpreter.ReduceOps, interpreter.ScanOps = repairs.RepairedReduceOps, repairs.RepairedScanOps
+        interpreter._patch_lang = repairs.patch_once(interpreter._patch_lang)
         autotuner.Autotuner._bench = repairs.first_config
     builder.check_memory, builder.check_races = check_memory, check_races

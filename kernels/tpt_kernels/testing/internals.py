@@ -1,7 +1,6 @@
 """Whether Triton interprets at all, and whether its interpreter is one that repairs.py was written for."""
 
 import inspect
-from types import ModuleType
 from typing import Any
 
 # The classes and methods that repairs.py subclasses or calls, with the parameters that it names.
@@ -30,13 +29,15 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "GridExecutor._init_args_hst": ("self", "args_dev", "kwargs"),
     "_get_np_dtype": ("tt_dtype",),
     "_unwrap_tensor": ("t",),
+    "_patch_lang": ("fn",),
+    "_LangPatchScope": (),
     "_ir.ROUNDING_MODE.RTZ": (),
     "_ir.PADDING_OPTION.PAD_NAN": (),
     "_ir.PADDING_OPTION.PAD_ZERO": (),
 }
 
 
-def require_interpreter() -> tuple[ModuleType, ModuleType]:
+def require_interpreter() -> tuple[Any, Any]:
     """Triton's modules interpreter and autotuner; RuntimeError where they are not the ones expected."""
     import triton
     import triton.language as tl
@@ -60,8 +61,8 @@ def require_interpreter() -> tuple[ModuleType, ModuleType]:
     return interpreter, autotuner
 
 
-def _require(module: ModuleType, path: str, parameters: tuple[str, ...], version: str) -> None:
-    value: Any = module
+def _require(module: Any, path: str, parameters: tuple[str, ...], version: str) -> None:
+    value = module
     for name in path.split("."):
         if not hasattr(value, name):
             raise _unknown(version, f"no {module.__name__}.{path}")

@@ -135,8 +135,9 @@ class Launch:
         if not held.all():
             outside = addresses[~held]
             raise OutOfBoundsError(
-                f"kernel {self.kernel}, program {program}: {access} of {outside.size} lanes outside the tensors "
-                f"given, the first {self._place(int(outside[0]))}; mask these lanes, or pass the tensor they are of"
+                f"kernel {self.kernel}, program {program}: {access} of {outside.size} lanes outside the "
+                f"launch's tensors, the first {self._place(int(outside[0]))}; mask these lanes, or pass "
+                "the tensor that they are of"
             )
 
     def _place(self, address: int) -> str:

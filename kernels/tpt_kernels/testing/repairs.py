@@ -4,6 +4,8 @@ Imported by install_interpreter only, after it has seen that Triton's classes ar
 """
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,9 @@ class RepairedBuilder(InterpreterBuilder):  # type: ignore[misc]
     check_memory = True
     check_races = True
     launch: Launch | None = None  # the launch that is running
+    patched: frozenset[str] = (
+        frozenset()
+    )  # the modules of triton.language that it has put the interpreter into
     other_is_given = False  # whether the tl.load that is running has an `other`
 
     def get_bf16(self, value: float) -> Any:
@@ -177,7 +182,8 @@ class CheckedExecutor(GridExecutor):  # type: ignore[misc]
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         builder = interpreter.interpreter_builder
         try:
-            super().__call__(*args, **kwargs)
+            with np.errstate(all="ignore"):  # infinity and NaN come without a word, as on a GPU
+                super().__call__(*args, **kwargs)
             builder.launch.finish()
         except InterpreterError as error:
             fault: BaseException | None = error
@@ -195,6 +201,7 @@ class CheckedExecutor(GridExecutor):  # type: ignore[misc]
         given = [*zip(self.arg_names, args, strict=False), *named.items()]
         extents = tuple(Extent.of(n, t) for name, value in given for n, t in _tensors(name, value))
         builder.launch = Launch(self.fn.__name__, extents, builder.check_memory, builder.check_races)
+        builder.patched = frozenset()
         return args, named
 
 
@@ -211,7 +218,22 @@ class _NoLaunch:
         self.builder.launch = self.launch
 
 
-def first_config(autotuner: Any, *args: Any, config: Any, **meta: Any) -> tuple[float, float, float]:
+def patch_once(patch_lang: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Triton's _patch_lang, once a launch and not once a call of tl.sum and the like: 1.3 times as fast."""
+
+    def patch(fn: Any) -> Any:
+        builder = interpreter.interpreter_builder
+        modules = (value for value in fn.__globals__.values() if inspect.ismodule(value))
+        names = frozenset(module.__name__ for module in modules if module in (tl, tl.core))
+        if builder.launch is not None and names and names <= builder.patched:
+            return interpreter._LangPatchScope()  # nothing to restore
+        builder.patched |= names
+        return patch_lang(fn)
+
+    return patch
+
+
+def first_config(self: Any, *args: Any, config: Any, **meta: Any) -> tuple[float, float, float]:
     """Stands for a benchmark: all configurations take equally long, so the first one wins."""
     return (0.0, 0.0, 0.0)
 
