@@ -113,6 +113,9 @@ class TrainConfig(Section):
 class KernelsConfig(Section):
     attention: str = "auto"  # slots: a name of kernels/tpt_kernels or "package.module:function"
     linear_cross_entropy: str = "auto"
+    rms_norm: str = "auto"  # these three: "torch", "liger" or "package.module:function"; mcore/fused.py
+    swiglu: str = "auto"
+    rotary: str = "auto"
 
 
 class CheckpointConfig(Section):

@@ -38,21 +38,18 @@ def rotary_angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Te
     return angle.cos(), angle.sin()
 
 
-def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """heads [tokens, heads, dim] turned by halves: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    first, second = heads.float().chunk(2, dim=-1)
-    c, s = cosine[:, None], sine[:, None]
-    return torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(heads.dtype)
-
-
 class CoreAttention(torch.nn.Module):
-    """`attention` is a function with the signature of tpt_kernels.attention."""
+    """`attention` has the signature of tpt_kernels.attention, `rotary` that of fused.rotary."""
 
     def __init__(
-        self, attention: Callable[..., Tensor], softmax_scale: float | None = None, **unused: object
+        self,
+        attention: Callable[..., Tensor],
+        rotary: Callable[..., Tensor],
+        softmax_scale: float | None = None,
+        **unused: object,
     ) -> None:
         super().__init__()
-        self.attention, self.scale = attention, softmax_scale
+        self.attention, self.rotary, self.scale = attention, rotary, softmax_scale
 
     def forward(
         self,
@@ -69,7 +66,7 @@ class CoreAttention(torch.nn.Module):
         assert row.cosine is not None
         assert row.sine is not None
         out = self.attention(
-            rotate(query, row.cosine, row.sine), rotate(key, row.cosine, row.sine), value,
+            self.rotary(query, row.cosine, row.sine), self.rotary(key, row.cosine, row.sine), value,
             cu_seqlens=row.cu_seqlens_q, max_seqlen=row.max_seqlen_q, scale=self.scale,
         )  # fmt: skip
         return out.flatten(1)

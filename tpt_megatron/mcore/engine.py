@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tpt_megatron.config.schema import Config, KernelsConfig
 from tpt_megatron.mcore.batch import Batch
+from tpt_megatron.mcore.fused import fused_op
 from tpt_megatron.mcore.groups import Grid
 from tpt_megatron.mcore.initialize import initialize
 from tpt_megatron.mcore.model import Decoder, Ops
@@ -75,7 +76,7 @@ def build_stage(config: Config, grid: Grid) -> tuple[Decoder, Any]:
     """This rank's stage of the model with its initial weights, and megatron-core's settings for it."""
     family = family_of(config.model)
     settings = transformer_config(config, family)
-    stage = Decoder(settings, config, family, grid, _ops(config.kernels))
+    stage = Decoder(settings, config, family, grid, _ops(config.kernels, grid.device))
     initialize(stage, config.model, grid, config.train.seed)
     return stage.to(grid.device), settings
 
@@ -91,7 +92,7 @@ def build_engine(config: Config, grid: Grid) -> Engine:
     return Engine(config, grid, settings, stage, wrapped, optimizer)
 
 
-def _ops(kernels: KernelsConfig) -> Ops:
+def _ops(kernels: KernelsConfig, device: torch.device) -> Ops:
     """The ops in the model's slots; a builtin's name is its `impl`."""
 
     def op(name: str) -> Any:
@@ -102,7 +103,13 @@ def _ops(kernels: KernelsConfig) -> Ops:
         resolve(value, dict.fromkeys(BUILTIN_OPS, f"tpt_kernels:{name}"), f"kernels.{name}")
         return lambda *args, **named: function(*args, **named, impl=value)
 
-    return Ops(attention=op("attention"), linear_cross_entropy=op("linear_cross_entropy"))
+    return Ops(
+        attention=op("attention"),
+        linear_cross_entropy=op("linear_cross_entropy"),
+        rms_norm=fused_op("rms_norm", kernels.rms_norm, device),
+        swiglu=fused_op("swiglu", kernels.swiglu, device),
+        rotary=fused_op("rotary", kernels.rotary, device),
+    )
 
 
 def _loss_sums(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -31,10 +31,13 @@ from tpt_megatron.models.family import Family
 
 @dataclass(frozen=True)
 class Ops:
-    """The functions in the model's slots, with the signatures of tpt_kernels."""
+    """The functions in the model's slots, with the signatures of tpt_kernels and of fused.py."""
 
     attention: Callable[..., Tensor]
     linear_cross_entropy: Callable[..., Tensor]
+    rms_norm: Callable[..., Tensor]
+    swiglu: Callable[..., Tensor]
+    rotary: Callable[..., Tensor]
 
 
 class Decoder(LanguageModule):  # type: ignore[misc]
@@ -55,7 +58,8 @@ class Decoder(LanguageModule):  # type: ignore[misc]
             self.embedding = LanguageModelEmbedding(
                 settings, model.padded_vocab_size, 0, position_embedding_type="rope", tp_group=grid.tensor
             )
-        spec = block_spec(model.num_layers // grid.pipeline_size, family.qk_norm, ops.attention)
+        layers = model.num_layers // grid.pipeline_size
+        spec = block_spec(layers, family.qk_norm, ops.attention, ops.rms_norm, ops.swiglu, ops.rotary)
         self.decoder = TransformerBlock(
             settings, spec, pre_process=self.pre_process, post_process=self.post_process,
             pg_collection=self.pg_collection,

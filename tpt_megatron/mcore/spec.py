@@ -8,25 +8,34 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from tpt_megatron.mcore.attention import CoreAttention
+from tpt_megatron.mcore.mlp import GatedMLP
 from tpt_megatron.mcore.norm import RMSNorm
 
 
-def block_spec(layers: int, qk_norm: bool, attention: Callable[..., Tensor]) -> TransformerBlockSubmodules:
+def block_spec(
+    layers: int,
+    qk_norm: bool,
+    attention: Callable[..., Tensor],
+    rms_norm: Callable[..., Tensor],
+    swiglu: Callable[..., Tensor],
+    rotary: Callable[..., Tensor],
+) -> TransformerBlockSubmodules:
     """`layers` equal decoder layers (those of one pipeline stage) and the final norm."""
-    head_norm = RMSNorm if qk_norm else IdentityOp
+    norm = partial(RMSNorm, rms_norm)
+    head_norm = norm if qk_norm else IdentityOp
     self_attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=partial(CoreAttention, attention),
+            core_attention=partial(CoreAttention, attention, rotary),
             linear_proj=RowParallelLinear,
             q_layernorm=head_norm,
             k_layernorm=head_norm,
@@ -35,15 +44,19 @@ def block_spec(layers: int, qk_norm: bool, attention: Callable[..., Tensor]) -> 
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=self_attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=partial(
-                MLP.as_mlp_submodule,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                GatedMLP.as_mlp_submodule,
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear,
+                    linear_fc2=RowParallelLinear,
+                    activation_func=lambda config: swiglu,
+                ),
             ),
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
