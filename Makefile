@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-long check bench gpu clean-quickstart
+.PHONY: quickstart test test-long check bench bench-kernels gpu clean-quickstart
 
 .venv: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ check: .venv/.done
 
 bench: .venv/.done
 	$(BIN)/python tools/bench_train.py
+
+bench-kernels: .venv/.done
+	$(BIN)/python tools/bench_kernels.py
 
 gpu: .venv/.done
 	$(BIN)/python tools/gpu_check.py

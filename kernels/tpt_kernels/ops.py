@@ -78,8 +78,8 @@ def linear_cross_entropy(
 
     hidden [tokens, hidden], whole on every rank of `group`; weight [vocab / tensor, hidden]; target [tokens]
     int64. Returns [tokens] float32; any weights upstream per token; logits are made again in the backward.
-    The gradient of `hidden` is this rank's part: whoever gathered it reduces it once. The weight's gradient is
-    summed in float32, in `weight.main_grad` where megatron-core gave it one. ValueError as cross_entropy.
+    The gradient of `hidden` is this rank's part: whoever gathered it reduces it once. The weight's gradient
+    is summed in float32, in `weight.main_grad` where megatron-core gave it one. ValueError as cross_entropy.
     """
     _check_loss(hidden, weight, target, impl)
     loss: Tensor = Recompute.apply(  # type: ignore[no-untyped-call]
@@ -131,13 +131,13 @@ def _check_attention(
     placed = query.shape[0] if query_positions is not None else key.shape[0]
     if key.shape != value.shape or query.shape[2] != key.shape[2] or heads % kv_heads:
         raise ValueError(
-            f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}: expected equal key and "
-            "value, one dim, and heads a multiple of kv_heads"
+            f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}: expected "
+            "equal key and value, one dim, and heads a multiple of kv_heads"
         )
     if query.shape[0] != placed or (query_positions is not None and len(query_positions) != placed):
         raise ValueError(
-            f"query: got {query.shape[0]} tokens for {key.shape[0]} keys; expected as many, or query_positions "
-            "with one position a query"
+            f"query: got {query.shape[0]} tokens for {key.shape[0]} keys; expected as many, or "
+            "query_positions with one position a query"
         )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query {query.dtype}, key {key.dtype}, value {value.dtype}: expected one dtype")

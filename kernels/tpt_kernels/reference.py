@@ -26,11 +26,11 @@ def attention(
     document = torch.searchsorted(cu_seqlens[1:].long(), positions, right=True)  # [kv_tokens]
     placed = positions if query_positions is None else query_positions.long()  # [tokens]
     visible = (document[placed][:, None] == document[None]) & (placed[:, None] >= positions[None])
-    k, v = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query, k).to(wide(query))
-    scores = scores * (query.shape[2] ** -0.5 if scale is None else scale)
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1).to(query.dtype)
-    return torch.einsum("hqk,khd->qhd", weights, v)
+    q, k, v = (t.to(wide(query)) for t in (query, key, value))
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * (query.shape[2] ** -0.5 if scale is None else scale)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, v).to(query.dtype)
 
 
 def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:

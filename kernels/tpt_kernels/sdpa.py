@@ -1,6 +1,9 @@
-"""Attention by torch: scaled_dot_product_attention for documents of one length, flash varlen for ragged ones."""
+"""Attention by torch: scaled_dot_product_attention for documents of one length, flash varlen for ragged
+ones."""
 
+import inspect
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,10 +71,15 @@ def flash_attention(
 
     assert query_positions is None, "choice.py refuses placed queries here"
     bounds = cu_seqlens.to(torch.int32)
-    out: Tensor = varlen_attn(
-        query, key, value, bounds, bounds, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+    grouped = query.shape[1] != key.shape[1]
+    options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+    if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
+        options = {}
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    out = varlen_attn(
+        query, key, value, bounds, bounds, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0), **options
+    )
+    assert isinstance(out, Tensor), "no auxiliary output was asked for"
     return out
 
 

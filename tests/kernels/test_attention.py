@@ -50,7 +50,7 @@ def assert_close(lengths, group, dim, dtype, seed, heads_count=None):
 
 @pytest.mark.parametrize("tile", TILES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("tokens", "count", "group"), [(97, 4, 1), (130, 3, 4)])
+@pytest.mark.parametrize(("tokens", "count", "group"), [(97, 4, 1), (130, 3, 2)])
 def test_every_kind_of_tile(tile, dtype, tokens, count, group):
     assert_close(documents(tokens, count, seed=tokens), group, 64, dtype, seed=1, heads_count=2 * group)
 
@@ -58,8 +58,10 @@ def test_every_kind_of_tile(tile, dtype, tokens, count, group):
 @pytest.mark.parametrize("tile", ["pointers 32x32"], indirect=True)
 @pytest.mark.parametrize(
     ("dim", "dtype"),
-    [(64, torch.float16), (96, torch.float32), (96, torch.bfloat16), (128, torch.bfloat16)]
-    + [(128, torch.float16), (256, torch.float32), (256, torch.bfloat16), (24, torch.bfloat16)],
+    [
+        *((64, torch.float16), (96, torch.float32), (96, torch.bfloat16), (128, torch.bfloat16)),
+        *((128, torch.float16), (256, torch.float32), (256, torch.bfloat16), (24, torch.bfloat16)),
+    ],
     ids=str,
 )
 def test_head_dims_and_dtypes(tile, dim, dtype):
@@ -93,7 +95,7 @@ def test_placed_queries(tile, placed):
     wide = doubled(given.inputs)
     want = gradients(attention(*wide, **named, impl="reference"), wide, given.upstream)
     for error, truth in zip(largest_errors(got, want), want, strict=True):
-        assert error <= 1e-5 * truth.abs().max() + FLOOR
+        assert error <= 1e-5 * max(truth.abs().max().item(), 1.0)
 
 
 def test_zigzag_chunks_add_up_to_the_whole():

@@ -169,7 +169,8 @@ def test_linear_losses_and_gradients(op, impl, chunk_tokens, dtype):
 
 
 def test_sum_of_many_chunks_is_kept_in_float32():
-    """The weight's gradient is summed wide over the chunks and rounded once: bf16 sums would lose a bit each."""
+    """The weight's gradient is summed wide over the chunks and rounded once: bf16 sums would lose a bit
+    each."""
     hidden, weight, target, upstream = linear_rows(torch.bfloat16, tokens=64)
     options = LossOptions(vocab_size=300, chunk_tokens=1)
     whole = LossOptions(vocab_size=300, chunk_tokens=64)

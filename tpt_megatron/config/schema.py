@@ -112,7 +112,12 @@ class TrainConfig(Section):
 
 class KernelsConfig(Section):
     attention: str = "auto"  # slots: a name of kernels/tpt_kernels or "package.module:function"
+    loss: Literal["linear_cross_entropy_sum", "linear_cross_entropy", "cross_entropy"] = (
+        "linear_cross_entropy_sum"  # which of the next three is the model's loss
+    )
+    linear_cross_entropy_sum: str = "auto"
     linear_cross_entropy: str = "auto"
+    cross_entropy: str = "auto"
     rms_norm: str = "auto"  # these three: "torch", "liger" or "package.module:function"; mcore/fused.py
     swiglu: str = "auto"
     rotary: str = "auto"

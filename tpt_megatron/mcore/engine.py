@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import tpt_kernels
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -17,18 +16,15 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
-from tpt_megatron.config.schema import Config, KernelsConfig
+from tpt_megatron.config.schema import Config
 from tpt_megatron.mcore.batch import Batch
-from tpt_megatron.mcore.fused import fused_op
 from tpt_megatron.mcore.groups import Grid
 from tpt_megatron.mcore.initialize import initialize
-from tpt_megatron.mcore.model import Decoder, Ops
+from tpt_megatron.mcore.model import Decoder
+from tpt_megatron.mcore.ops import TokenLosses, model_ops
 from tpt_megatron.mcore.optimizer import build_optimizer
 from tpt_megatron.mcore.settings import transformer_config
 from tpt_megatron.models.family import family_of
-from tpt_megatron.slots import resolve
-
-BUILTIN_OPS = ("auto", "reference", "sdpa")
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def build_stage(config: Config, grid: Grid) -> tuple[Decoder, Any]:
     """This rank's stage of the model with its initial weights, and megatron-core's settings for it."""
     family = family_of(config.model)
     settings = transformer_config(config, family)
-    stage = Decoder(settings, config, family, grid, _ops(config.kernels, grid.device))
+    stage = Decoder(settings, config, family, grid, model_ops(config.kernels, grid.device))
     initialize(stage, config.model, grid, config.train.seed)
     return stage.to(grid.device), settings
 
@@ -92,33 +88,13 @@ def build_engine(config: Config, grid: Grid) -> Engine:
     return Engine(config, grid, settings, stage, wrapped, optimizer)
 
 
-def _ops(kernels: KernelsConfig, device: torch.device) -> Ops:
-    """The ops in the model's slots; a builtin's name is its `impl`."""
-
-    def op(name: str) -> Any:
-        value: str = getattr(kernels, name)
-        if ":" in value:
-            return resolve(value, {}, f"kernels.{name}")
-        function = getattr(tpt_kernels, name)
-        resolve(value, dict.fromkeys(BUILTIN_OPS, f"tpt_kernels:{name}"), f"kernels.{name}")
-        return lambda *args, **named: function(*args, **named, impl=value)
-
-    return Ops(
-        attention=op("attention"),
-        linear_cross_entropy=op("linear_cross_entropy"),
-        rms_norm=fused_op("rms_norm", kernels.rms_norm, device),
-        swiglu=fused_op("swiglu", kernels.swiglu, device),
-        rotary=fused_op("rotary", kernels.rotary, device),
-    )
-
-
-def _loss_sums(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _loss_sums(result: TokenLosses, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss summed over counted tokens, their number, and the tally [4] float64 for the log."""
     counted = batch.labels >= 0
     rows = [counted & ~batch.thinking, counted & batch.thinking]
-    wide = losses.detach().double()
+    wide = result.losses.double()
     tally = torch.stack([x for row in rows for x in (wide[row].sum(), row.sum().double())])
-    return losses.sum(), counted.sum().int(), {"tally": tally}
+    return result.total, counted.sum().int(), {"tally": tally}
 
 
 def _run(engine: Engine, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> Tensor:
@@ -126,7 +102,7 @@ def _run(engine: Engine, batches: Iterator[Batch], num_micro_batches: int, forwa
 
     def forward_step(iterator: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         batch = next(iterator).to(engine.grid.device)
-        return model(batch), lambda losses: _loss_sums(losses, batch)
+        return model(batch), lambda result: _loss_sums(TokenLosses(*result), batch)
 
     train = engine.config.train
     results = get_forward_backward_func()(

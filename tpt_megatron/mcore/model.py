@@ -3,8 +3,6 @@
 Its loss sees hidden states and the output weight, the seat of a linear cross-entropy.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -25,19 +23,9 @@ from tpt_megatron.config.schema import Config
 from tpt_megatron.mcore.attention import PackedRow, pack_row
 from tpt_megatron.mcore.batch import Batch
 from tpt_megatron.mcore.groups import Grid
+from tpt_megatron.mcore.ops import Ops, TokenLosses
 from tpt_megatron.mcore.spec import block_spec
 from tpt_megatron.models.family import Family
-
-
-@dataclass(frozen=True)
-class Ops:
-    """The functions in the model's slots, with the signatures of tpt_kernels and of fused.py."""
-
-    attention: Callable[..., Tensor]
-    linear_cross_entropy: Callable[..., Tensor]
-    rms_norm: Callable[..., Tensor]
-    swiglu: Callable[..., Tensor]
-    rotary: Callable[..., Tensor]
 
 
 class Decoder(LanguageModule):  # type: ignore[misc]
@@ -78,15 +66,13 @@ class Decoder(LanguageModule):  # type: ignore[misc]
         """megatron-core's schedules hand over what the stage before sent."""
         self.decoder.set_input_tensor(tensors[0])
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of each token, [tokens] float32; before the last stage its hidden states."""
+    def forward(self, batch: Batch) -> Tensor | TokenLosses:
+        """The loss, summed and of each token; before the last stage its hidden states."""
         hidden = self._hidden(batch)
         if not self.post_process:
             return hidden
         hidden = self._gathered(hidden)  # [tokens, hidden]
-        return self.ops.linear_cross_entropy(
-            hidden, self._output_weight(), batch.labels, group=self.tensor, options=self.options
-        )
+        return self.ops.loss(hidden, self._output_weight(), batch.labels, self.tensor, self.options)
 
     def logits(self, batch: Batch) -> Tensor:
         """This rank's columns of the logits, [tokens, padded vocab / tensor]; last stage only."""

@@ -1,9 +1,9 @@
 """Attention backward in Triton: two kernels, no atomics, so that the same inputs give the same bits.
 
-Plan. `delta_kernel` sums out * d_out per query. `key_value_kernel`: a program owns BLOCK_KV keys of one key head
-and walks, in one flat loop, the queries that see them in every query head of its group (one copy of the body
-keeps the registers of sm_90 from spilling). `query_kernel`: a program owns BLOCK_Q queries of one head and walks
-their keys. Scores are made twice, 7 matrix products instead of 5; the price of a fixed order.
+Plan. `delta_kernel` sums out * d_out per query. `key_value_kernel`: a program owns BLOCK_KV keys of one key
+head and walks, in one flat loop, the queries that see them in every query head of its group (one copy of the
+body keeps the registers of sm_90 from spilling). `query_kernel`: a program owns BLOCK_Q queries of one head
+and walks their keys. Scores are made twice, 7 matrix products instead of 5; the price of a fixed order.
 """
 
 import triton
@@ -22,7 +22,8 @@ def delta_kernel(
     row = tl.program_id(1) * BLOCK_Q
     a = load_tile(out, row, head, tokens, row_stride, head_stride, DIM, WIDTH, BLOCK_Q, True, False)
     b = load_tile(
-        out_gradient, row, head, tokens, gradient_row_stride, gradient_head_stride, DIM, WIDTH, BLOCK_Q, True, False
+        out_gradient, row, head, tokens, gradient_row_stride, gradient_head_stride, DIM, WIDTH,
+        BLOCK_Q, True, False,
     )  # fmt: skip
     offset = row + tl.arange(0, BLOCK_Q)
     sums = tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
@@ -48,7 +49,8 @@ def key_value_kernel(
         key, row, kv_head, kv_tokens, key_row_stride, key_head_stride, DIM, WIDTH, BLOCK_KV, True, DESCRIPTORS
     )  # fmt: skip
     v = load_tile(
-        value, row, kv_head, kv_tokens, value_row_stride, value_head_stride, DIM, WIDTH, BLOCK_KV, True, DESCRIPTORS
+        value, row, kv_head, kv_tokens, value_row_stride, value_head_stride, DIM, WIDTH,
+        BLOCK_KV, True, DESCRIPTORS,
     )  # fmt: skip
     clamped = tl.minimum(row + tl.arange(0, BLOCK_KV), kv_tokens - 1)
     begins = tl.load(query_begin + clamped)
@@ -64,7 +66,8 @@ def key_value_kernel(
         statistics = head.to(tl.int64) * tokens
         inside = offset < tokens
         q = load_tile(
-            query, begin, head, tokens, query_row_stride, query_head_stride, DIM, WIDTH, BLOCK_Q, True, DESCRIPTORS
+            query, begin, head, tokens, query_row_stride, query_head_stride, DIM, WIDTH,
+            BLOCK_Q, True, DESCRIPTORS,
         )  # fmt: skip
         do = load_tile(
             out_gradient, begin, head, tokens, gradient_row_stride, gradient_head_stride, DIM, WIDTH, BLOCK_Q,
@@ -118,7 +121,8 @@ def query_kernel(
     dq = tl.zeros((BLOCK_Q, WIDTH), tl.float32)
     for first in tl.range(tl.min(begins, 0) // BLOCK_KV * BLOCK_KV, tl.max(ends, 0), BLOCK_KV):
         k = load_tile(
-            key, first, kv_head, kv_tokens, key_row_stride, key_head_stride, DIM, WIDTH, BLOCK_KV, True, DESCRIPTORS
+            key, first, kv_head, kv_tokens, key_row_stride, key_head_stride, DIM, WIDTH,
+            BLOCK_KV, True, DESCRIPTORS,
         )  # fmt: skip
         v = load_tile(
             value, first, kv_head, kv_tokens, value_row_stride, value_head_stride, DIM, WIDTH, BLOCK_KV, True,

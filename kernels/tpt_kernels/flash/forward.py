@@ -1,14 +1,14 @@
 """Attention forward in Triton (Dao 2023, FlashAttention-2): online softmax over tiles of keys.
 
-Plan. One program takes BLOCK_Q queries of one head; the longest programs start first. The keys that any of them
-sees are walked in three loops: tiles that some query sees in part, tiles that all of them see whole (no mask),
-and tiles in part again. Tiles outside of every query's range are never loaded. Exponentials are base 2, with
-log2(e) in the scale. Rows beyond the last token repeat the last one, so that every value stays finite; they are
-not stored.
+Plan. One program takes BLOCK_Q queries of one head; the longest programs start first. The keys that any of
+them sees are walked in three loops: tiles that some query sees in part, tiles that all of them see whole (no
+mask), and tiles in part again. Tiles outside of every query's range are never loaded. Exponentials are base
+2, with log2(e) in the scale. Rows beyond the last token repeat the last one, so that every value stays
+finite; they are not stored.
 
-DESCRIPTORS: tensors come as TMA descriptors [tokens, columns] with a head's columns side by side (sm_90 and newer;
-three dimensions would send the tiles through registers), else as pointers (ROCm lowers descriptors to scalar
-loads). WIDTH is the dim padded to a power of two; descriptors need DIM == WIDTH.
+DESCRIPTORS: tensors come as TMA descriptors [tokens, columns] with a head's columns side by side (sm_90 and
+newer; three dimensions would send the tiles through registers), else as pointers (ROCm lowers descriptors to
+scalar loads). WIDTH is the dim padded to a power of two; descriptors need DIM == WIDTH.
 """
 
 import triton
@@ -27,17 +27,15 @@ def load_tile(
     """
     if DESCRIPTORS:
         return source.load([row, head * head_stride])
-    else:
-        offset = row + tl.arange(0, BLOCK)
-        if CLAMP:
-            offset = tl.minimum(offset, rows - 1)
-        column = tl.arange(0, WIDTH)
-        # int64: 262,144 tokens of 64 heads of 128 pass 2^31 elements
-        place = source + head.to(tl.int64) * head_stride + offset.to(tl.int64)[:, None] * row_stride
-        if DIM == WIDTH:
-            return tl.load(place + column[None, :])
-        else:
-            return tl.load(place + column[None, :], mask=(column < DIM)[None, :], other=0.0)
+    offset = row + tl.arange(0, BLOCK)
+    if CLAMP:
+        offset = tl.minimum(offset, rows - 1)
+    column = tl.arange(0, WIDTH)
+    # int64: 262,144 tokens of 64 heads of 128 pass 2^31 elements
+    place = source + head.to(tl.int64) * head_stride + offset.to(tl.int64)[:, None] * row_stride
+    if DIM == WIDTH:
+        return tl.load(place + column[None, :])
+    return tl.load(place + column[None, :], mask=(column < DIM)[None, :], other=0.0)
 
 
 @triton.jit
@@ -67,7 +65,8 @@ def _keys(
     for first in tl.range(begin, end, BLOCK_KV):
         first = tl.multiple_of(first, BLOCK_KV)
         k = load_tile(
-            key, first, head, kv_tokens, key_row_stride, key_head_stride, DIM, WIDTH, BLOCK_KV, MASK, DESCRIPTORS
+            key, first, head, kv_tokens, key_row_stride, key_head_stride, DIM, WIDTH,
+            BLOCK_KV, MASK, DESCRIPTORS,
         )  # fmt: skip
         scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_Q, BLOCK_KV]
         if MASK:
@@ -111,7 +110,7 @@ def forward_kernel(
     first = tl.min(begins, 0) // BLOCK_KV * BLOCK_KV
     last = tl.max(ends, 0)
     # Between these two every query of the block sees every key.
-    whole_first = tl.minimum(tl.cdiv(tl.max(begins, 0), BLOCK_KV) * BLOCK_KV, tl.cdiv(last, BLOCK_KV) * BLOCK_KV)
+    whole_first = tl.cdiv(tl.minimum(tl.max(begins, 0), last), BLOCK_KV) * BLOCK_KV
     whole_last = tl.maximum(tl.min(ends, 0) // BLOCK_KV * BLOCK_KV, whole_first)
     q = load_tile(
         query, row, head, tokens, query_row_stride, query_head_stride, DIM, WIDTH, BLOCK_Q, True, DESCRIPTORS

@@ -40,23 +40,22 @@ def backward(
     ranges: Ranges, scale: float, key_value_tile: Tile, query_tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of query, key and value, contiguous."""
-    gradients = tuple(t.new_zeros(t.shape) if not query.numel() else t.new_empty(t.shape) for t in (query, key, value))
-    if not query.numel() or not key.numel():
-        return gradients
-    dq, dk, dv = gradients
+    if not query.numel():
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    dq, dk, dv = (t.new_empty(t.shape) for t in (query, key, value))
     tokens, heads, dim = query.shape
     kv_tokens, kv_heads, _ = key.shape
-    inputs = tuple(loadable(t, key_value_tile) for t in (query, key, value, out_gradient))
+    inputs = [loadable(t, key_value_tile) for t in (query, key, value, out_gradient)]
     rows = (logsumexp, _delta(out, inputs[3]))
     lengths = (tokens, kv_tokens, scale, scale * LOG2_E)
     group = heads // kv_heads
     key_value_kernel[(kv_heads, triton.cdiv(kv_tokens, key_value_tile.block_kv))](
-        *_inputs(*inputs, key_value_tile), _keys(dk, key_value_tile), _keys(dv, key_value_tile), *rows,
+        *_inputs(inputs, key_value_tile), _keys(dk, key_value_tile), _keys(dv, key_value_tile), *rows,
         ranges.query_begin, ranges.query_end, *lengths, *_strides(*inputs, dk),
         GROUP=group, **_constants(dim, key_value_tile), **options(key_value_tile),
     )  # fmt: skip
     query_kernel[(heads, triton.cdiv(tokens, query_tile.block_q))](
-        *_inputs(*inputs, query_tile), _queries(dq, query_tile), *rows,
+        *_inputs(inputs, query_tile), _queries(dq, query_tile), *rows,
         ranges.key_begin, ranges.key_end, *lengths, *_strides(*inputs, dq),
         GROUP=group, **_constants(dim, query_tile), **options(query_tile),
     )  # fmt: skip
@@ -75,13 +74,16 @@ def _delta(out: Tensor, out_gradient: Tensor) -> Tensor:
 
 
 def loadable(tensor: Tensor, tile: Tile) -> Tensor:
-    """The tensor, copied where the kernels cannot load it: a head's columns apart, or no fit for a descriptor."""
+    """The tensor, copied where the kernels cannot load it: a head's columns apart, or no fit for a
+    descriptor."""
     _, heads, dim = tensor.shape
     row_stride, head_stride, column_stride = tensor.stride()
     fits = column_stride == 1
     if tile.descriptors:
         size = tensor.element_size()
-        aligned = not any(x % TMA_ALIGNMENT for x in (tensor.data_ptr(), row_stride * size, head_stride * size))
+        aligned = not any(
+            x % TMA_ALIGNMENT for x in (tensor.data_ptr(), row_stride * size, head_stride * size)
+        )
         fits = fits and aligned and (heads - 1) * head_stride + dim <= row_stride
     return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
 
@@ -108,9 +110,9 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _inputs(
-    query: Tensor, key: Tensor, value: Tensor, out_gradient: Tensor, tile: Tile
-) -> tuple[Tensor | TensorDescriptor, ...]:
+def _inputs(inputs: list[Tensor], tile: Tile) -> tuple[Tensor | TensorDescriptor, ...]:
+    """Query, key, value and the output's gradient as the kernels take them."""
+    query, key, value, out_gradient = inputs
     return _queries(query, tile), _keys(key, tile), _keys(value, tile), _queries(out_gradient, tile)
 
 

@@ -28,8 +28,8 @@ def attention(
     dim = query.shape[2]
     if query.dtype not in DTYPES or dim % 8 or dim > 256:
         raise ValueError(
-            f"query: got {query.dtype} with dim {dim}, expected bfloat16, float16 or float32 and a multiple of 8 "
-            "up to 256; use impl='reference'"
+            f"query: got {query.dtype} with dim {dim}, expected bfloat16, float16 or float32 and "
+            "a multiple of 8 up to 256; use impl='reference'"
         )
     ranges = visible_ranges(cu_seqlens, key.shape[0], query_positions)
     out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
@@ -83,6 +83,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_begin: Tensor, key_end: Tensor,
         query_begin: Tensor, query_end: Tensor, scale: float,
     ) -> Tensor:  # fmt: skip
+        out: Tensor
         out, logsumexp = attention_forward(query, key, value, key_begin, key_end, scale)
         ranges = (key_begin, key_end, query_begin, query_end)
         ctx.save_for_backward(query, key, value, out, logsumexp, *ranges)
@@ -93,7 +94,5 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, logsumexp, *ranges = ctx.saved_tensors
-        gradients = attention_backward(
-            query, key, value, out, logsumexp, out_gradient, *ranges, ctx.scale
-        )
+        gradients = attention_backward(query, key, value, out, logsumexp, out_gradient, *ranges, ctx.scale)
         return *gradients, None, None, None, None, None

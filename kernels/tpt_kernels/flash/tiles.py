@@ -1,4 +1,5 @@
-"""Block sizes per target, pass, head dim and dtype: found by compiling alone, checked by kernels/bench/resources.py.
+"""Block sizes per target, pass, head dim and dtype: found by compiling alone, checked by
+kernels/bench/resources.py.
 
 Every row compiles without a spill; where the gate's table says otherwise, change it here.
 """
@@ -18,7 +19,9 @@ class Tile:
     block_kv: int
     num_warps: int
     num_stages: int
-    occupancy: int = 1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
+    occupancy: int = (
+        1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
+    )
     descriptors: bool = False  # TMA (sm_90 and newer)
     matrix_instruction: int = 0  # gfx9: rows of one MFMA; 0: the compiler's choice
     waves_per_eu: int = 0  # gfx9: occupancy the compiler shall reach; 0: its choice
@@ -37,7 +40,8 @@ def padded_dim(dim: int) -> int:
 
 
 def tile_of(name: str, query: Tensor) -> Tile:
-    """The committed tile of a pass for this tensor's device, dtype and head dim (the next one that has a tile)."""
+    """The committed tile of a pass for this tensor's device, dtype and head dim (the next one that has a
+    tile)."""
     target = target_of(query.device)
     if target == HOST:
         return HOST_TILE

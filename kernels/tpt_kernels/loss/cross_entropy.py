@@ -47,8 +47,8 @@ def logits_gradient_(
 class CrossEntropy(torch.autograd.Function):
     """(logits, target, group's name, vocab_size, ignore_index, z_loss, impl) -> loss [tokens].
 
-    Its backward overwrites the logits; torch's version counter then refuses a second backward, or another op's
-    that had saved the same logits, by name.
+    Its backward overwrites the logits; torch's version counter then refuses a second backward, or another
+    op's that had saved the same logits, by name.
     """
 
     @staticmethod

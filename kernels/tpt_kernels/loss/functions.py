@@ -1,9 +1,10 @@
 """Autograd of the two linear cross-entropies, and how their weight gradient joins main_grad.
 
-A weight that megatron-core's DistributedDataParallel wraps has `main_grad`, a float32 buffer that outlives the
-backward. The weight's gradient is added there, in float32, and only here in the backward: a forward that is run
-twice (activation recomputation), or never followed by a backward (evaluation), adds nothing. The weight is kept
-on ctx beside its saved self, which under activation recomputation is another tensor, without the attributes.
+A weight that megatron-core's DistributedDataParallel wraps has `main_grad`, a float32 buffer that outlives
+the backward. The weight's gradient is added there, in float32, and only here in the backward: a forward that
+is run twice (activation recomputation), or never followed by a backward (evaluation), adds nothing. The
+weight is kept on ctx beside its saved self, which under activation recomputation is another tensor, without
+the attributes.
 """
 
 from typing import Any

@@ -15,7 +15,8 @@ def statistics_kernel(
 ):  # fmt: skip
     """Peak and total of a row's other columns and its target's logit -> statistics [3, tokens] float32.
 
-    logits [tokens, columns], rows `row_stride` apart; `valid` columns are vocabulary, the first has id `first`.
+    logits [tokens, columns], rows `row_stride` apart; `valid` columns are vocabulary, the first has id
+    `first`.
     """
     row = tl.program_id(0).to(tl.int64)  # int64: 8,192 rows of 300,000 columns pass 2^31
     logits += row * row_stride

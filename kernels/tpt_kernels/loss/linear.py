@@ -1,9 +1,9 @@
 """The linear cross-entropies: hidden @ weight.T a chunk of rows at a time, never the batch's logits at once.
 
 The matrix products are the vendor's library's; what is ours are the row functions between them. Two ways:
-`recompute` makes the logits again in the backward (4 products; any upstream weight per token), `with_gradients`
-makes the gradients in the forward (3 products; one scalar upstream). Memory beyond the gradients: one chunk of
-logits, whose memory the logits' gradient takes over.
+`recompute` makes the logits again in the backward (4 products; any upstream weight per token),
+`with_gradients` makes the gradients in the forward (3 products; one scalar upstream). Memory beyond the
+gradients: one chunk of logits, whose memory the logits' gradient takes over.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,8 @@ def linear_row_statistics(
     hidden: Tensor, weight: Tensor, target: Tensor,
     group: str | None, vocab_size: int | None, chunk_tokens: int, impl: str,
 ) -> Tensor:  # fmt: skip
-    """Statistics of hidden @ weight.T over the whole vocabulary, [3, tokens]; one all-gather for the batch."""
+    """Statistics of hidden @ weight.T over the whole vocabulary, [3, tokens]; one all-gather for the
+    batch."""
     columns = Columns.of(weight.shape[0], group, vocab_size)
     rows = rows_of(impl, hidden.device)
     mine = hidden.new_empty(3, hidden.shape[0], dtype=wide(hidden))

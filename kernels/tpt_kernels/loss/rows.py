@@ -27,7 +27,9 @@ class RowTile:
     block: int
     num_warps: int
     num_stages: int
-    occupancy: int = 1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
+    occupancy: int = (
+        1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
+    )
 
 
 # 4,096 columns over 8 warps: 16 a thread, two 16-byte loads of bf16 in flight. gfx9 has 64 lanes a warp.
@@ -57,7 +59,7 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
         tile = _tile(logits)
         statistics_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics, logits.stride(0), tokens,
-            columns.valid, columns.first, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            columns.valid, columns.first, BLOCK=tile.block, **_options(tile),
         )  # fmt: skip
     return statistics
 
@@ -73,7 +75,7 @@ def logits_gradient_(
         gradient_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics.contiguous(), upstream.float().contiguous(),
             logits.stride(0), tokens, held, columns.valid, columns.first, z_loss, ignore_index,
-            BLOCK=tile.block, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            BLOCK=tile.block, **_options(tile),
         )  # fmt: skip
 
 
@@ -81,10 +83,14 @@ def _tile(logits: Tensor) -> RowTile:
     return TILES[target_of(logits.device)]
 
 
+def _options(tile: RowTile) -> dict[str, int]:
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+
+
 def _rows(logits: Tensor) -> Tensor:
     if logits.stride(1) != 1 or logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(
-            f"logits: got {logits.dtype} with strides {logits.stride()}, expected bfloat16, float16 or float32 "
-            "with columns side by side; use impl='reference' or .contiguous()"
+            f"logits: got {logits.dtype} with strides {logits.stride()}, expected bfloat16, float16 or "
+            "float32 with columns side by side; use impl='reference' or .contiguous()"
         )
     return logits

@@ -1,12 +1,13 @@
 """What a row's loss needs from the whole vocabulary: three numbers a rank, merged by one all-gather."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Columns:
     @staticmethod
     def of(held: int, group_name: str | None, vocab_size: int | None) -> "Columns":
         """`held` columns a rank; groups are named, since an op's arguments must be plain values."""
-        group = None if group_name is None else _resolve_process_group(group_name)
+        c10d: Any = distributed_c10d
+        group = None if group_name is None else c10d._resolve_process_group(group_name)
         rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         total = min(held * ranks, held * ranks if vocab_size is None else vocab_size)
         return Columns(rank * held, max(0, min(held, total - rank * held)), total, group)
@@ -31,8 +33,8 @@ def merge(mine: Tensor, group: ProcessGroup | None) -> Tensor:
     """Statistics of a rank's columns -> of the whole vocabulary; [3, tokens] each: peak, total, hit.
 
     peak: the largest logit of the columns that are not the row's target; total: the sum of exp(logit - peak)
-    over them; hit: the target's logit, 0 where another rank has it. A rank without such columns brings peak -inf
-    and total 0.
+    over them; hit: the target's logit, 0 where another rank has it. A rank without such columns brings peak
+    -inf and total 0.
     """
     if group is None or dist.get_world_size(group) == 1:
         return mine
@@ -45,18 +47,18 @@ def merge(mine: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def shares(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(anchor, rest, own): exp(anchor) times rest is the sum over the other columns, times own the target's."""
+    """(anchor, rest, own): exp(anchor) times rest is the sum over the other columns, times own the
+    target's."""
     peak, total, hit = statistics
     anchor = torch.maximum(peak, hit)
     return anchor, total * (peak - anchor).exp(), (hit - anchor).exp()
 
 
-def row_loss(
-    statistics: Tensor, target: Tensor, vocab_size: int, ignore_index: int, z_loss: float
-) -> Tensor:
+def row_loss(statistics: Tensor, target: Tensor, vocab_size: int, ignore_index: int, z_loss: float) -> Tensor:
     """The loss of each row, [tokens]: logsumexp - hit + z_loss * logsumexp^2; 0 where the row is ignored.
 
-    A target that is no column of the vocabulary gives NaN: a loss that looks right would hide a wrong dataset.
+    A target that is no column of the vocabulary gives NaN: a loss that looks right would hide a wrong
+    dataset.
     """
     anchor, rest, own = shares(statistics)
     hit = statistics[2]
