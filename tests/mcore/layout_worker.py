@@ -4,12 +4,14 @@ layout_worker.py JOBS.json    name -> {"config": path, "steps": n, "load": step 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
 from megatron.core import parallel_state
+from tpt_kernels.testing import install_interpreter
 
 from tpt_megatron.config.load import resolved
 from tpt_megatron.data.dataset import Sample
@@ -64,6 +66,8 @@ def run(job: dict) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        install_interpreter()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     results = {}
     for name, job in jobs.items():
