@@ -1,4 +1,4 @@
-"""One rank of a vocabulary split over the world: every loss op against the whole one (test_vocabulary_split)."""
+"""One rank of a vocabulary split over the world: every loss op against the whole one."""
 
 import sys
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import bounds, documents, doubled, gradients, heads, largest_errors
 from tpt_kernels import attention
-from tpt_kernels.flash import op
+from tpt_kernels.flash import op, tiles
 from tpt_kernels.flash.launch import backward, forward
 from tpt_kernels.flash.ranges import visible_ranges
 from tpt_kernels.flash.tiles import Tile
@@ -170,6 +170,13 @@ def test_offsets_beyond_32_bits():
     for place in range(3):
         inputs = [wide if i == place else small for i in range(3)]
         assert torch.equal(attention(*inputs, **named), attention(small, small, small, **named))
+
+
+@pytest.mark.parametrize(("dim", "descriptors"), [(24, False), (64, True), (112, False), (128, True)])
+def test_dims_that_fit_no_descriptor_go_by_pointers(dim, descriptors, monkeypatch):
+    monkeypatch.setattr(tiles, "target_of", lambda device: "sm_90")
+    query = torch.empty(1, 1, dim, dtype=torch.bfloat16)
+    assert {tiles.tile_of(name, query).descriptors for name in tiles.PASSES} == {descriptors}
 
 
 def test_no_tokens():

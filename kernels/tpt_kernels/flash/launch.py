@@ -93,8 +93,6 @@ def options(tile: Tile) -> Mapping[str, int]:
     chosen = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     if tile.matrix_instruction:
         chosen["matrix_instr_nonkdim"] = tile.matrix_instruction
-    if tile.waves_per_eu:
-        chosen["waves_per_eu"] = tile.waves_per_eu
     return chosen
 
 

@@ -104,12 +104,12 @@ def main_grad_of(weight: Tensor) -> Tensor | None:
 
 
 def joined_main_grad(weight: Tensor) -> Tensor:
-    """Marks the weight's gradient as added, and returns what autograd is given in its stead.
+    """Marks the weight's gradient as added, and returns what autograd is given in its stead: zeros.
 
-    megatron-core's hook wants a tensor to see that the backward came by, and ignores its values, except where
-    `zero_out_wgrad` says that another gradient of the same weight (a tied embedding's) is added to it.
+    megatron-core's hook wants a tensor to see that the backward came by; zeros are right also where another
+    gradient of the same weight (a tied embedding's) is summed with it. Expanded from one number: autograd
+    makes them whole only after this backward has let go of its own gradient, so that both are never in memory
+    at once.
     """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    if getattr(weight, "zero_out_wgrad", False):
-        return torch.zeros_like(weight)
-    return torch.empty_like(weight)
+    return weight.new_zeros(()).expand_as(weight)
