@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-long check bench bench-kernels gpu clean-quickstart
+.PHONY: quickstart test test-long check gate bench bench-kernels gpu clean-quickstart
 
 .venv: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -32,6 +32,10 @@ check: .venv/.done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py
+
+# Compiles every kernel for every chip, with none of them here.
+gate: .venv/.done
+	$(BIN)/python kernels/bench/resources.py
 
 bench: .venv/.done
 	$(BIN)/python tools/bench_train.py

@@ -1,18 +1,24 @@
 """The compile targets that have committed tiles, and which of them a device is."""
 
 import torch
+from triton import knobs
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx950")
 HOST = "cpu"  # Triton's interpreter: any tile runs, small ones are quick
 
 
 def target_of(device: torch.device) -> str:
-    """The target whose tiles fit `device`.
+    """The target whose tiles fit `device`; the CPU's are for the interpreter.
 
-    ValueError for a GPU without committed tiles; consumer chips of compute capability 8.6, 8.9 and 12.x have
-    100 KB of shared memory, which the data-centre tiles exceed.
+    ValueError for the CPU without it, and for a GPU without committed tiles; consumer chips of compute
+    capability 8.6, 8.9 and 12.x have 100 KB of shared memory, which the data-centre tiles exceed.
     """
     if device.type == "cpu":
+        if not knobs.runtime.interpret:
+            raise ValueError(
+                "impl='triton' on CPU tensors runs in Triton's interpreter alone: set TRITON_INTERPRET=1 and "
+                "call tpt_kernels.testing.install_interpreter() first, or use impl='auto'"
+            )
         return HOST
     if device.type != "cuda":
         raise ValueError(f"device: got {device}, expected a CUDA or ROCm device, or the CPU")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import bounds, documents, doubled, gradients, heads, largest_errors
-from tpt_kernels import attention
+from tpt_kernels import attention, target
 from tpt_kernels.flash import op, tiles
 from tpt_kernels.flash.launch import backward, forward
 from tpt_kernels.flash.ranges import visible_ranges
@@ -177,6 +177,13 @@ def test_dims_that_fit_no_descriptor_go_by_pointers(dim, descriptors, monkeypatc
     monkeypatch.setattr(tiles, "target_of", lambda device: "sm_90")
     query = torch.empty(1, 1, dim, dtype=torch.bfloat16)
     assert {tiles.tile_of(name, query).descriptors for name in tiles.PASSES} == {descriptors}
+
+
+def test_cpu_tensors_without_the_interpreter_are_refused(monkeypatch):
+    monkeypatch.setattr(target.knobs.runtime, "interpret", False)
+    given = heads(8, 8, 2, 1, 64, torch.float32, seed=0)
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1"):
+        attention(*given.inputs, cu_seqlens=bounds([8]), max_seqlen=8, impl="triton")
 
 
 def test_no_tokens():
