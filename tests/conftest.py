@@ -1,8 +1,21 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share; and Triton's interpreter where there is no GPU.
 
+Triton reads TRITON_INTERPRET when it is imported, so it is set before anything imports it. It is not left in
+the environment: processes that tests start run as a user's would, unless a test asks for the interpreter.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    triton.knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

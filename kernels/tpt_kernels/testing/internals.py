@@ -33,7 +33,6 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "_LangPatchScope": (),
     "_ir.ROUNDING_MODE.RTZ": (),
     "_ir.PADDING_OPTION.PAD_NAN": (),
-    "_ir.PADDING_OPTION.PAD_ZERO": (),
 }
 
 

@@ -31,11 +31,12 @@ class Runs(NamedTuple):
     starts: Addresses
     stops: Addresses
 
+    @classmethod
+    def none(cls) -> Self:
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64))
+
     def bytes(self) -> int:
         return int((self.stops - self.starts).sum())
-
-
-NOTHING = Runs(np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def runs_of(addresses: Addresses, lanes: NDArray[np.bool_], width: int) -> Runs:
                 break
     flat = addresses.ravel() if lanes.all() else addresses[lanes]
     if not flat.size:
-        return NOTHING
+        return Runs.none()
     ends = np.flatnonzero(flat[1:] - flat[:-1] != width)
     starts = flat[np.concatenate(([0], ends + 1))]
     stops = flat[np.concatenate((ends, [flat.size - 1]))] + np.uint64(width)
@@ -204,12 +205,12 @@ def _step(addresses: Addresses, dim: int) -> int:
 
 def merged(parts: Iterable[Runs]) -> Runs:
     """The union of runs, sorted and disjoint."""
-    starts, stops = (np.concatenate(part) for part in zip(NOTHING, *parts, strict=True))
+    starts, stops = (np.concatenate(part) for part in zip(Runs.none(), *parts, strict=True))
     order = np.argsort(starts, kind="stable")
     starts, reach = starts[order], np.maximum.accumulate(stops[order])
     new = np.flatnonzero(starts[1:] > reach[:-1]) + 1
     if not starts.size:
-        return NOTHING
+        return Runs.none()
     return Runs(starts[np.concatenate(([0], new))], reach[np.concatenate((new - 1, [starts.size - 1]))])
 
 

@@ -3,7 +3,6 @@
 Imported by install_interpreter only, after it has seen that Triton's classes are the ones expected here.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -97,22 +96,13 @@ class RepairedBuilder(InterpreterBuilder):  # type: ignore[misc]
         return super().create_masked_store(ptrs, value, mask, *policy, **named)
 
     def create_descriptor_load(self, desc: Any, indices: Any, *policy: Any) -> Any:
-        """A stock load by descriptor, with true NaN for `padding="nan"` in bfloat16."""
-        nan = interpreter._ir.PADDING_OPTION.PAD_NAN
-        if desc.padding != nan or desc.base.get_element_ty() != tl.bfloat16:
-            return super().create_descriptor_load(desc, indices, *policy)
-        zero_padded = copy.copy(desc)
-        zero_padded.padding = interpreter._ir.PADDING_OPTION.PAD_ZERO
-        loaded = super().create_descriptor_load(zero_padded, indices, *policy)
-        return _outside_is_nan(loaded, desc.materialize_pointers(indices)[1])
+        loaded = super().create_descriptor_load(desc, indices, *policy)
+        return _padded(loaded, desc.padding, lambda: desc.materialize_pointers(indices))
 
     def create_tensor_pointer_load(self, ptr: Any, boundary_check: Any, padding: Any, *policy: Any) -> Any:
-        """A stock load by block pointer (Triton below 3.9), with true NaN for padding in bfloat16."""
-        options = interpreter._ir.PADDING_OPTION
-        if padding != options.PAD_NAN or ptr.base.get_element_ty() != tl.bfloat16:
-            return super().create_tensor_pointer_load(ptr, boundary_check, padding, *policy)
-        loaded = super().create_tensor_pointer_load(ptr, boundary_check, options.PAD_ZERO, *policy)
-        return _outside_is_nan(loaded, ptr.materialize_pointers(boundary_check)[1])
+        """A load by a block pointer (Triton below 3.9)."""
+        loaded = super().create_tensor_pointer_load(ptr, boundary_check, padding, *policy)
+        return _padded(loaded, padding, lambda: ptr.materialize_pointers(boundary_check))
 
     def create_atomic_load(self, *args: Any) -> Any:
         """Triton 3.9's atomic load, a plain one to the interpreter: no part in races."""
@@ -276,8 +266,12 @@ def _undefined(ptrs: Any) -> Any:
     return TensorHandle(fill, element)
 
 
-def _outside_is_nan(loaded: Any, mask: Any) -> Any:
-    return TensorHandle(np.where(_lanes(mask), loaded.data, np.uint16(NAN_BITS)), tl.bfloat16)
+def _padded(loaded: Any, padding: Any, pointers_and_mask: Callable[[], tuple[Any, Any]]) -> Any:
+    """What was loaded, with NaN outside for padding="nan": stock, a bfloat16 gets the integer of NaN, 0."""
+    if padding != interpreter._ir.PADDING_OPTION.PAD_NAN or loaded.dtype != tl.bfloat16:
+        return loaded
+    inside = _lanes(pointers_and_mask()[1])
+    return TensorHandle(np.where(inside, loaded.data, np.uint16(NAN_BITS)), tl.bfloat16)
 
 
 def _wide(value: Any) -> Any:
