@@ -121,7 +121,7 @@ def rows(target: str, name: str, dtype: str) -> Compilation:
         label=f"cross-entropy {name}, {dtype}",
         types=types,
         constants={"BLOCK": tile.block},
-        divisible=("row_stride",),
+        divisible=tuple(argument for argument in ("row_stride", "columns") if argument in types),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         min_occupancy=tile.occupancy,

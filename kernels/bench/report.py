@@ -56,7 +56,12 @@ def said(output: str) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """One line of an error: triton's quote the source above it, and below ptxas's the command."""
+    """One line of an error: triton's quote the source above it, and below ptxas's the command.
+
+    An error inside of a called function is the cause of one at its call.
+    """
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = (error.stderr if isinstance(error, CalledProcessError) else str(error)) or ""
     name = type(error).__name__
     if isinstance(error, CalledProcessError) or name == "PTXASError":
@@ -86,6 +91,11 @@ def problems(compilation: Compilation, facts: Facts) -> Iterator[str]:
             f"an occupancy of {facts.occupancy:g} {limits.unit} ({facts.registers} registers, "
             f"{facts.shared_bytes:,} bytes of shared memory), expected at least {compilation.min_occupancy}; "
             f"choose a smaller block in {tiles}"
+        )
+    if facts.loads and not facts.wide_loads:
+        yield (
+            f"none of {facts.loads} loads takes 16 bytes, expected some; keep masks and strides out of the "
+            "hot loop's way, or multiples of 16"
         )
     yield from _matrix_problems(compilation, facts) if compilation.matrix else _fp32_problems(facts)
     if compilation.deterministic and facts.atomics:

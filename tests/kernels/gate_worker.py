@@ -96,6 +96,8 @@ def planted(plant: str, target: str) -> list[Compilation]:
         "allowed atomic": replace(sound(target, ATOMIC=True), deterministic=False),
         "tf32": sound(target, "fp32", PRECISION="tf32"),
         "emulated fp32": sound(target, "fp32", PRECISION="bf16x3"),
+        "narrow": replace(good, divisible=()),  # rows of any stride: no load can take 16 bytes
+        "inner": sound(target, tile=(64, 64, 24)),
         "crowded": replace(good, min_occupancy=65),
         "small": sound(target, tile=(16, 64, 32)),
         "refused": replace(sound(target, tile=(128, 256, 32)), options={"maxnreg": 104}),

@@ -81,6 +81,8 @@ PLANTS = [
     ("emulated fp32", "gfx950", r"mfma \S+ bf16, expected true fp32"),
     ("crowded", "sm_90", r"an occupancy of 32 warps a SM \(.*\), expected at least 65; choose"),
     ("crowded", "gfx950", r"an occupancy of 8 waves a SIMD \(.*\), expected at least 65"),
+    ("narrow", "sm_80", r"none of \d+ loads takes 16 bytes, expected some; keep masks"),
+    ("inner", "sm_90", r"not compiled: \w+: .*arange's range must be a power of 2"),
     ("undefined", "sm_90", r"not compiled: CompilationError: .*nowhere"),
     ("refused", "sm_90", r"not compiled: PTXASError: .*Insufficient registers"),
     ("unknown option", "gfx942", r"not compiled: RecordError: options: got matrix_instr_nonkdin"),

@@ -130,10 +130,6 @@ ROW_BUGS = (
         "strides of a part of the statistics are ignored", "stride", ROWS,
         "statistics.contiguous(), upstream", "statistics, upstream", (linear(BY_SUM.removesuffix("_sum"), impl="triton"),),
     ),
-    Bug(
-        "strides of expanded upstream weights are ignored", "stride", ROWS,
-        "upstream.float().contiguous()", "upstream.float()", (),
-    ),
 )  # fmt: skip
 
 SPLIT_BUGS = (

@@ -27,15 +27,17 @@ def load_tile(
     """
     if DESCRIPTORS:
         return source.load([row, head * head_stride])
-    offset = row + tl.arange(0, BLOCK)
-    if CLAMP:
-        offset = tl.minimum(offset, rows - 1)
-    column = tl.arange(0, WIDTH)
-    # int64: 262,144 tokens of 64 heads of 128 pass 2^31 elements
-    place = source + head.to(tl.int64) * head_stride + offset.to(tl.int64)[:, None] * row_stride
-    if DIM == WIDTH:
-        return tl.load(place + column[None, :])
-    return tl.load(place + column[None, :], mask=(column < DIM)[None, :], other=0.0)
+    else:  # Triton compiles one of the two branches, and without `else` what follows as well
+        offset = row + tl.arange(0, BLOCK)
+        if CLAMP:
+            offset = tl.minimum(offset, rows - 1)
+        column = tl.arange(0, WIDTH)
+        # int64: 262,144 tokens of 64 heads of 128 pass 2^31 elements
+        place = source + head.to(tl.int64) * head_stride + offset.to(tl.int64)[:, None] * row_stride
+        if DIM == WIDTH:
+            return tl.load(place + column[None, :])
+        else:
+            return tl.load(place + column[None, :], mask=(column < DIM)[None, :], other=0.0)
 
 
 @triton.jit

@@ -1,12 +1,28 @@
 """Triton kernels of cross-entropy: one program a row, two passes over the logits, one write.
 
 Plan. Forward: an online softmax with one running maximum and sum per lane, so that a row costs one reduction
-at its end. Backward: the row is read once more and its gradient written over it, rounded once. Statistics are
-float32; there are no atomics, and a row's order of summation never changes.
+at its end. Backward: the row is read once more and its gradient written over it, rounded once. Whole blocks
+go without a mask: a mask on a vocabulary that is no multiple of 16 would cut 16-byte loads into single ones.
+Statistics are float32; there are no atomics, and a row's order of summation never changes.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _absorb(peak, total, logits, begin, valid, local, BLOCK: tl.constexpr, MASK: tl.constexpr):
+    """A block of columns taken into each lane's running peak and total; the target's column is left out."""
+    column = begin + tl.arange(0, BLOCK)
+    if MASK:
+        x = tl.load(logits + column, mask=column < valid, other=float("-inf"))
+    else:
+        x = tl.load(logits + column)
+    x = tl.where(column == local, float("-inf"), x.to(tl.float32))
+    higher = tl.maximum(peak, x)
+    # A lane that has seen only -inf keeps total 0: exp(-inf - 0), not exp(-inf + inf).
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp(peak - anchor) + tl.exp(x - anchor)
 
 
 @triton.jit
@@ -23,15 +39,11 @@ def statistics_kernel(
     local = tl.load(target + row) - first
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for begin in tl.range(0, valid, BLOCK):
-        column = begin + tl.arange(0, BLOCK)
-        x = tl.load(logits + column, mask=column < valid, other=float("-inf")).to(tl.float32)
-        x = tl.where(column == local, float("-inf"), x)
-        higher = tl.maximum(peak, x)
-        # A lane that has seen only -inf keeps total 0: exp(-inf - 0), not exp(-inf + inf).
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - anchor) + tl.exp(x - anchor)
-        peak = higher
+    whole = valid // BLOCK * BLOCK
+    for begin in tl.range(0, whole, BLOCK):
+        peak, total = _absorb(peak, total, logits, begin, valid, local, BLOCK, False)
+    if whole < valid:
+        peak, total = _absorb(peak, total, logits, whole, valid, local, BLOCK, True)
     top = tl.max(peak, 0)
     anchor = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(total * tl.exp(peak - anchor), 0)
@@ -40,6 +52,24 @@ def statistics_kernel(
     tl.store(statistics + row, top)
     tl.store(statistics + tokens + row, total)
     tl.store(statistics + 2 * tokens + row, hit)
+
+
+@triton.jit
+def _overwrite(
+    logits, begin, columns, counted, local, anchor, factor, of_target, BLOCK: tl.constexpr, MASK: tl.constexpr
+):
+    """A block of logits becomes its gradient; columns from `counted` on get 0."""
+    column = begin + tl.arange(0, BLOCK)
+    if MASK:
+        x = tl.load(logits + column, mask=column < counted, other=float("-inf"))
+    else:
+        x = tl.load(logits + column)
+    gradient = tl.where(column == local, of_target, factor * tl.exp(x.to(tl.float32) - anchor))
+    if MASK:
+        gradient = tl.where(column < counted, gradient, 0.0)
+        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < columns)
+    else:
+        tl.store(logits + column, gradient.to(logits.dtype.element_ty))
 
 
 @triton.jit
@@ -58,18 +88,17 @@ def gradient_kernel(
     anchor = tl.maximum(peak, hit)
     rest = tl.load(statistics + tokens + row) * tl.exp(peak - anchor)
     own = tl.exp(hit - anchor)
-    whole = rest + own
+    sums = rest + own
     wanted = tl.load(target + row)
     given = tl.where(wanted == ignore_index, 0.0, tl.load(upstream + row))
-    slope = 2.0 * z_loss * (anchor + tl.log(whole))
-    factor = given * (1.0 + slope) / whole
-    of_target = given * (own * slope - rest) / whole  # softmax - 1 is -rest / whole, without cancellation
+    slope = 2.0 * z_loss * (anchor + tl.log(sums))
+    factor = given * (1.0 + slope) / sums
+    of_target = given * (own * slope - rest) / sums  # softmax - 1 is -rest / sums, without cancellation
     local = wanted - first
     # An ignored row has no column that counts: a product with 0 would keep the inf or NaN that it may hold.
     counted = tl.where(given == 0.0, 0, valid)
-    for begin in tl.range(0, columns, BLOCK):
-        column = begin + tl.arange(0, BLOCK)
-        x = tl.load(logits + column, mask=column < counted, other=float("-inf")).to(tl.float32)
-        gradient = tl.where(column == local, of_target, factor * tl.exp(x - anchor))
-        gradient = tl.where(column < counted, gradient, 0.0)
-        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < columns)
+    whole = counted // BLOCK * BLOCK
+    for begin in tl.range(0, whole, BLOCK):
+        _overwrite(logits, begin, columns, counted, local, anchor, factor, of_target, BLOCK, False)
+    for begin in tl.range(whole, columns, BLOCK):
+        _overwrite(logits, begin, columns, counted, local, anchor, factor, of_target, BLOCK, True)
