@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tpt_kernels import reference, sdpa
 from tpt_kernels.flash.op import attention as triton_attention
-from tpt_kernels.target import HOST, has_tiles, target_of
+from tpt_kernels.flash.op import takes
+from tpt_kernels.target import has_tiles, target_of
 
 type Attention = Callable[..., Tensor]
 
@@ -33,6 +34,9 @@ AUTO = {
 }
 
 
+ATTENTION_IMPLS = ("auto", *BY_NAME)
+
+
 def attention_by(
     impl: str, query: Tensor, cu_seqlens: Tensor, max_seqlen: int, kv_tokens: int,
     query_positions: Tensor | None,
@@ -42,7 +46,7 @@ def attention_by(
         even = max_seqlen * (cu_seqlens.shape[0] - 1) == kv_tokens
         impl = _auto(query, even, query_positions is not None)
     if impl not in BY_NAME:
-        raise ValueError(f"impl: got {impl!r}, expected one of auto, {', '.join(sorted(BY_NAME))}")
+        raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(ATTENTION_IMPLS)}")
     if query_positions is not None and impl not in ("reference", "triton"):
         raise ValueError(f"impl: got {impl!r} with query_positions, expected 'triton' or 'reference'")
     return BY_NAME[impl]
@@ -52,13 +56,8 @@ def _auto(query: Tensor, even: bool, placed: bool) -> str:
     if query.device.type == "cpu":
         # sdpa cuts ragged documents by values read on the host, which torch.compile cannot trace.
         return "reference" if placed or torch.compiler.is_compiling() else "sdpa"
-    if query.dtype == torch.float64:
-        return "reference"
-    if not has_tiles(query.device):
-        return "reference" if placed else "flash"
-    # The peers' backward adds with atomics, in an order that changes from run to run.
-    if placed or query.dtype == torch.float32 or torch.are_deterministic_algorithms_enabled():
-        return "triton"
-    target = target_of(query.device)
-    assert target != HOST
-    return AUTO[target][0 if even else 1]
+    # The peers' backward adds with atomics, in an order that changes from run to run; and they take no fp32.
+    ours = placed or query.dtype == torch.float32 or torch.are_deterministic_algorithms_enabled()
+    if has_tiles(query.device) and takes(query):
+        return "triton" if ours else AUTO[target_of(query.device)][0 if even else 1]
+    return "reference" if ours or query.dtype == torch.float64 or query.shape[2] > 256 else "flash"

@@ -11,9 +11,8 @@ from torch.distributed import ProcessGroup
 from tpt_kernels.choice import attention_by
 from tpt_kernels.loss.cross_entropy import CrossEntropy
 from tpt_kernels.loss.functions import Recompute, WithGradients, main_grad_of, weighted_sum
+from tpt_kernels.loss.rows import LOSS_IMPLS
 from tpt_kernels.options import LossOptions
-
-LOSS_IMPLS = ("auto", "reference", "triton")
 
 
 def attention(
@@ -34,6 +33,9 @@ def attention(
     query_positions [tokens] int32, ascending: where each query stands in the row that key and value cover
     whole (None: it covers them in order); scale None: dim ** -0.5. Returns [tokens, heads, dim] in the
     query's dtype. ValueError for an unknown impl, or shapes that do not fit.
+
+    impl "triton" gives the same bits for the same inputs; "auto" does under
+    torch.use_deterministic_algorithms, and else may take a faster peer whose backward adds in any order.
     """
     run = attention_by(impl, query, cu_seqlens, max_seqlen, key.shape[0], query_positions)
     _check_attention(query, key, value, cu_seqlens, query_positions)
@@ -102,8 +104,9 @@ def linear_cross_entropy_sum(
 
     As linear_cross_entropy, with its gradients made in the forward, three matrix products instead of four;
     token_weight [tokens] float32 weighs the rows and has no gradient of its own. The gradient of `hidden` is
-    rounded to its dtype in the forward and scaled in the backward. Without gradients asked for (evaluation)
-    only the loss is computed.
+    rounded to its dtype in the forward and scaled in the backward, so fp16 with a loss scale loses what the
+    scale is for: use linear_cross_entropy there. Without gradients asked for (evaluation) only the loss is
+    computed.
     """
     _check_loss(hidden, weight, target, impl)
     if token_weight.shape != target.shape:
@@ -155,6 +158,8 @@ def _check_loss(rows: Tensor, weight: Tensor | None, target: Tensor, impl: str) 
             f"target: got shape {list(target.shape)} for rows {list(rows.shape)}, expected [tokens] for "
             "[tokens, columns]"
         )
+    if target.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"target: got {target.dtype}, expected int64")
     if weight is not None and (weight.dim() != 2 or weight.shape[1] != rows.shape[1]):
         raise ValueError(
             f"weight: got shape {list(weight.shape)}, expected [vocabulary, {rows.shape[1]}] as hidden has"

@@ -52,14 +52,15 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
 
 def logits_gradient_(
     logits: Tensor, statistics: Tensor, target: Tensor, upstream: Tensor,
-    columns: Columns, ignore_index: int, z_loss: float,
+    columns: Columns, z_loss: float,
 ) -> None:  # fmt: skip
     """Writes d loss / d logits over the logits: upstream * (softmax * (1 + 2 z logsumexp) - one-hot).
 
-    logits [tokens, vocab / tensor]; statistics [3, tokens] of the whole vocabulary; upstream [tokens].
+    logits [tokens, vocab / tensor]; statistics [3, tokens] of the whole vocabulary; upstream
+    [tokens], 0 for an ignored row.
     """
     anchor, rest, own = shares(statistics)
-    given = upstream.to(anchor.dtype).masked_fill(target == ignore_index, 0.0)
+    given = upstream.to(anchor.dtype)
     whole = rest + own
     slope = 2 * z_loss * (anchor + whole.log())
     rows = (logits[:, : columns.valid].to(anchor.dtype) - anchor[:, None]).exp()

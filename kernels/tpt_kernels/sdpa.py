@@ -35,7 +35,7 @@ def attention(
         for a, b in itertools.pairwise(bounds)
         if b > a
     ]
-    return torch.cat(parts) if parts else query * 0
+    return torch.cat(parts)
 
 
 def cudnn_attention(
@@ -52,7 +52,7 @@ def cudnn_attention(
     assert query_positions is None, "choice.py refuses placed queries here"
     if not _even(key, cu_seqlens, max_seqlen):
         raise ValueError("impl: got 'cudnn' for ragged documents; use 'triton' or 'flash'")
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         return _equal_documents(query, key, value, max_seqlen, scale)
 
 
@@ -67,7 +67,7 @@ def flash_attention(
     scale: float | None = None,
 ) -> Tensor:
     """torch's FlashAttention over cu_seqlens, without synchronisation; bf16 or fp16 on a GPU."""
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer; loads CUDA parts
+    from torch.nn.attention.varlen import varlen_attn  # loads CUDA parts
 
     assert query_positions is None, "choice.py refuses placed queries here"
     bounds = cu_seqlens.to(torch.int32)
@@ -89,6 +89,8 @@ def _even(key: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
 
 
 def _equal_documents(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float | None) -> Tensor:
+    if not query.numel():
+        return query + 0 * (key.sum() + value.sum())
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (
         t.reshape(-1, length, *t.shape[1:]).transpose(1, 2) for t in (query, key, value)

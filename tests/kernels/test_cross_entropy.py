@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tpt_kernels import LossOptions, cross_entropy, linear_cross_entropy, linear_cross_entropy_sum
+from tpt_kernels.loss import linear
 from tpt_kernels.loss.statistics import Columns
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -103,12 +104,31 @@ def test_ignored_rows_give_zero_whatever_they_hold(impl, poison):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_strided_targets_and_upstream_weights(impl):
+    """Every second number of a tensor, and one number expanded, as loss.sum() has it upstream."""
+    logits, target, _ = rows(torch.float32)
+    results = []
+    for wanted, upstream in (
+        (target, torch.ones(29)), (target.repeat_interleave(2)[::2], torch.ones(()).expand(29))
+    ):  # fmt: skip
+        mine = logits.clone().requires_grad_()
+        loss = cross_entropy(mine, wanted, impl=impl)
+        results.append([loss.detach(), *torch.autograd.grad(loss, mine, upstream)])
+    for plain, strided in zip(*results, strict=True):
+        assert torch.equal(plain, strided)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("wrong", [-1, 613, 699, 10**9])
 def test_a_target_outside_of_the_vocabulary_is_nan(impl, wrong):
-    logits, target, _ = rows(torch.float32)
+    """In the loss, and in the gradient, so that the step is left out."""
+    logits, target, upstream = rows(torch.float32)
     target[3] = wrong
-    loss = cross_entropy(logits, target, options=LossOptions(vocab_size=613), impl=impl)
+    mine = logits.clone().requires_grad_()
+    loss = cross_entropy(mine, target, options=LossOptions(vocab_size=613), impl=impl)
     assert loss.isnan().tolist() == [i == 3 for i in range(len(target))]
+    (gradient,) = torch.autograd.grad(loss, mine, upstream)
+    assert gradient.isnan().any(dim=1).tolist() == [i == 3 for i in range(len(target))]
 
 
 def test_rows_beyond_32_bits():
@@ -231,14 +251,15 @@ def test_all_rows_ignored_gives_zero(op, impl):
     assert not any(t.any() for t in got)
 
 
-def test_a_frozen_weight_costs_no_gradient():
-    hidden, weight, target, _ = linear_rows(torch.float32)
-    for op in (linear_cross_entropy, linear_cross_entropy_sum):
-        frozen = weight.detach()
-        extra = (torch.ones(23),) if op is linear_cross_entropy_sum else ()
-        result = op(hidden, frozen, target, *extra)
-        result = result[0] if extra else result.sum()
-        assert torch.autograd.grad(result, hidden)[0].isfinite().all()
+@pytest.mark.parametrize("op", [linear_cross_entropy, linear_cross_entropy_sum])
+def test_a_frozen_weight_costs_no_product(op, monkeypatch):
+    frozen = MainGrad()
+    frozen.weight.requires_grad_(False)
+    products = []
+    monkeypatch.setattr(linear, "accumulate_", lambda *tensors: products.append(tensors))
+    (gradient,) = torch.autograd.grad(frozen.run(op), frozen.hidden)
+    assert gradient.isfinite().all()
+    assert not products
 
 
 @pytest.mark.parametrize(
@@ -254,6 +275,7 @@ def test_columns_of_one_rank(held, ranks_before, vocab_size, first, valid):
     ("change", "message"),
     [
         ({"target": torch.zeros(5, dtype=torch.int64)}, "target: got shape"),
+        ({"target": torch.zeros(23)}, "target: got torch.float32, expected int64"),
         ({"weight": torch.zeros(330, 41)}, "weight: got shape"),
         ({"weight": torch.zeros(330, 40, dtype=torch.bfloat16)}, "weight: got torch.bfloat16"),
         ({"token_weight": torch.zeros(5)}, "token_weight: got shape"),
@@ -265,6 +287,12 @@ def test_inputs_that_do_not_fit_are_named(change, message):
     given = {"hidden": hidden, "weight": weight, "target": target, "token_weight": upstream} | change
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy_sum(**given)
+
+
+def test_logits_whose_rows_overlap_are_refused():
+    logits = torch.randn(1, 40).expand(4, 40)
+    with pytest.raises(ValueError, match="rows apart; use"):
+        cross_entropy(logits, torch.zeros(4, dtype=torch.int64), impl="triton")
 
 
 @pytest.mark.parametrize("options", [{"vocab_size": 0}, {"chunk_tokens": 0}])

@@ -51,7 +51,7 @@ def rows_without_work(monkeypatch):
         statistics=lambda logits, target, columns: logits.new_empty(3, len(logits), dtype=torch.float32),
         gradient_=lambda *arguments: None,
     )
-    monkeypatch.setattr(linear, "rows_of", lambda impl, device: rows)
+    monkeypatch.setattr(linear, "rows_of", lambda impl, sample: rows)
 
 
 def inputs(tokens: int) -> list[Tensor]:
@@ -67,10 +67,29 @@ def test_sum_holds_one_chunk_beyond_its_gradients(tokens):
         given = inputs(tokens)
         with Allocated(given) as allocated:
             results = linear.linear_loss_and_gradients._init_fn(
-                *given, None, None, -100, 0.1, CHUNK, "triton"
+                *given, True, None, None, -100, 0.1, CHUNK, "triton"
             )
         gradients = sum(result.nbytes for result in results[1:])
     assert CHUNK * VOCABULARY * 2 <= allocated.peak - gradients <= BOUND
+
+
+def test_the_bound_holds_where_the_library_cannot_accumulate(monkeypatch):
+    """A torch without a float32 sum of bf16 products: the product is cut into slices."""
+
+    def refuse(*arguments, **named):
+        raise RuntimeError("out_dtype is not supported here")
+
+    monkeypatch.setattr(torch, "addmm", refuse)
+    test_sum_holds_one_chunk_beyond_its_gradients(8192)
+
+
+def test_another_failure_of_the_library_is_not_hidden(monkeypatch):
+    def fail(*arguments, **named):
+        raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(torch, "addmm", fail)
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        test_sum_holds_one_chunk_beyond_its_gradients(8192)
 
 
 @pytest.mark.parametrize("tokens", [8192, 65536])

@@ -86,7 +86,10 @@ def test_placed_queries_are_refused_where_they_cannot_be(impl):
         ("sm_90", True, {"deterministic": True}, "triton"),
         ("sm_90", True, {"dtype": torch.float32}, "triton"),
         ("sm_90", True, {"dtype": torch.float64}, "reference"),
+        ("sm_90", False, {"dim": 320}, "reference"),
         (None, False, {}, "flash"),
+        (None, False, {"dtype": torch.float32}, "reference"),
+        (None, False, {"deterministic": True}, "reference"),
         (None, False, {"placed": True}, "reference"),
     ],
 )
@@ -97,7 +100,11 @@ def test_auto_on_a_gpu(target, even, change, chosen, monkeypatch):
     monkeypatch.setattr(
         torch, "are_deterministic_algorithms_enabled", lambda: change.get("deterministic", False)
     )
-    query = SimpleNamespace(device=torch.device("cuda"), dtype=change.get("dtype", torch.bfloat16))
+    query = SimpleNamespace(
+        device=torch.device("cuda"),
+        dtype=change.get("dtype", torch.bfloat16),
+        shape=(8, 2, change.get("dim", 64)),
+    )
     positions = torch.zeros(8) if change.get("placed") else None
     run = choice.attention_by("auto", query, torch.zeros(3), 4 if even else 5, 8, positions)
     assert run is choice.BY_NAME[chosen]

@@ -93,7 +93,8 @@ def _loss_sums(result: TokenLosses, batch: Batch) -> tuple[Tensor, Tensor, dict[
     counted = batch.labels >= 0
     rows = [counted & ~batch.thinking, counted & batch.thinking]
     wide = result.losses.double()
-    tally = torch.stack([x for row in rows for x in (wide[row].sum(), row.sum().double())])
+    # where, not wide[row]: a mask as an index reads its length on the host.
+    tally = torch.stack([x for row in rows for x in (wide.where(row, 0).sum(), row.sum().double())])
     return result.total, counted.sum().int(), {"tally": tally}
 
 

@@ -62,11 +62,15 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turned(turn: Callable[..., Any], heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """A turned copy of heads [tokens, heads, dim]; the kernel's arithmetic is in the dtype of the sine."""
+    """A turned copy of heads [tokens, heads, dim]; the kernel's arithmetic is in the dtype of the sine.
+
+    The angles go as one row of a batch: Liger takes their first size as a constant, and would compile a
+    kernel for every number of tokens.
+    """
     copy = heads.clone(memory_format=torch.contiguous_format)
     spare = copy.new_zeros(heads.shape[0], 1, heads.shape[2])  # Liger turns a query and a key in one call
     query, key = (tensor[None].transpose(1, 2) for tensor in (copy, spare))  # [1, heads, tokens, dim]
-    turned: Tensor = turn(query, key, cosine, sine, rotary_dim=heads.shape[2])[0]
+    turned: Tensor = turn(query, key, cosine[None], sine[None], rotary_dim=heads.shape[2])[0]
     return turned.transpose(1, 2)[0]
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from tpt_kernels import LossOptions
+from tpt_kernels.choice import ATTENTION_IMPLS
+from tpt_kernels.loss.rows import LOSS_IMPLS
 
 from tpt_megatron.config.schema import KernelsConfig
 from tpt_megatron.errors import ConfigError
@@ -15,8 +17,6 @@ from tpt_megatron.mcore.fused import fused_op
 from tpt_megatron.slots import resolve
 
 LOSSES = ("linear_cross_entropy_sum", "linear_cross_entropy", "cross_entropy")
-LOSS_IMPLS = ("auto", "reference", "triton")
-ATTENTION_IMPLS = ("auto", "reference", "triton", "sdpa", "cudnn", "flash")
 
 
 class TokenLosses(NamedTuple):

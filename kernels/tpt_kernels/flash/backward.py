@@ -59,9 +59,10 @@ def key_value_kernel(
     blocks = tl.maximum(tl.cdiv(tl.max(ends, 0) - first, BLOCK_Q), 0)
     dk = tl.zeros((BLOCK_KV, WIDTH), tl.float32)
     dv = tl.zeros((BLOCK_KV, WIDTH), tl.float32)
+    divisor = tl.maximum(blocks, 1)  # a pipelined loop makes its first addresses even if it has no steps
     for step in tl.range(0, blocks * GROUP):
-        head = kv_head * GROUP + step // blocks
-        begin = first + step % blocks * BLOCK_Q
+        head = kv_head * GROUP + step // divisor
+        begin = first + step % divisor * BLOCK_Q
         offset = begin + tl.arange(0, BLOCK_Q)
         statistics = head.to(tl.int64) * tokens
         inside = offset < tokens

@@ -54,6 +54,7 @@ def backward(
         ranges.query_begin, ranges.query_end, *lengths, *_strides(*inputs, dk),
         GROUP=group, **_constants(dim, key_value_tile), **options(key_value_tile),
     )  # fmt: skip
+    inputs = [loadable(t, query_tile) for t in inputs]
     query_kernel[(heads, triton.cdiv(tokens, query_tile.block_q))](
         *_inputs(inputs, query_tile), _queries(dq, query_tile), *rows,
         ranges.key_begin, ranges.key_end, *lengths, *_strides(*inputs, dq),

@@ -26,7 +26,7 @@ def attention(
     """As tpt_kernels.attention; bf16, fp16 or fp32 and a dim of at most 256, a multiple of 8."""
     del max_seqlen  # the ranges say how far each program goes
     dim = query.shape[2]
-    if query.dtype not in DTYPES or dim % 8 or dim > 256:
+    if not takes(query):
         raise ValueError(
             f"query: got {query.dtype} with dim {dim}, expected bfloat16, float16 or float32 and "
             "a multiple of 8 up to 256; use impl='reference'"
@@ -38,12 +38,19 @@ def attention(
     return out
 
 
+def takes(query: Tensor) -> bool:
+    """Whether the kernels are written for this dtype and head dim."""
+    dim = query.shape[2]
+    return query.dtype in DTYPES and dim % 8 == 0 and dim <= 256
+
+
 @torch.library.custom_op("tpt_kernels::attention_forward", mutates_args=())
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, key_begin: Tensor, key_end: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out [tokens, heads, dim] and the base-2 logsumexp of each row of scores [heads, tokens] float32."""
-    return forward(query, key, value, key_begin, key_end, scale, tile_of(FORWARD, query))
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # launches go to the current device
+        return forward(query, key, value, key_begin, key_end, scale, tile_of(FORWARD, query))
 
 
 @attention_forward.register_fake
@@ -61,10 +68,9 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of query, key and value."""
     ranges = Ranges(key_begin, key_end, query_begin, query_end)
-    return backward(
-        query, key, value, out, logsumexp, out_gradient, ranges, scale,
-        tile_of(KEY_VALUE, query), tile_of(QUERY, query),
-    )  # fmt: skip
+    tiles = tile_of(KEY_VALUE, query), tile_of(QUERY, query)
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # launches go to the current device
+        return backward(query, key, value, out, logsumexp, out_gradient, ranges, scale, *tiles)
 
 
 @attention_backward.register_fake

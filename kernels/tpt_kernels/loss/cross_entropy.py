@@ -11,25 +11,29 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tpt_kernels.loss.rows import rows_of
-from tpt_kernels.loss.statistics import Columns, merge, row_loss
+from tpt_kernels.loss.statistics import Columns, merge, row_loss, upstream_of_rows
+from tpt_kernels.reference import wide
 
 
-@torch.library.custom_op("tpt_kernels::row_statistics", mutates_args=())
-def row_statistics(
-    logits: Tensor, target: Tensor, group: str | None, vocab_size: int | None, impl: str
-) -> Tensor:
-    """Statistics of the whole vocabulary, [3, tokens]; one all-gather over the group of that name."""
+@torch.library.custom_op("tpt_kernels::row_losses", mutates_args=())
+def row_losses(
+    logits: Tensor, target: Tensor, group: str | None, vocab_size: int | None, ignore_index: int,
+    z_loss: float, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Loss of each row [tokens], and the statistics of the whole vocabulary [3, tokens]; one all-gather over
+    the group of that name."""
     columns = Columns.of(logits.shape[1], group, vocab_size)
-    mine = rows_of(impl, logits.device).statistics(logits, target, columns)
-    return merge(mine, columns.group)
+    statistics = merge(rows_of(impl, logits).statistics(logits, target, columns), columns.group)
+    return row_loss(statistics, target, columns.vocab_size, ignore_index, z_loss), statistics
 
 
-@row_statistics.register_fake
-def _row_statistics_shape(
-    logits: Tensor, target: Tensor, group: str | None, vocab_size: int | None, impl: str
-) -> Tensor:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty(3, logits.shape[0], dtype=dtype)
+@row_losses.register_fake
+def _row_losses_shape(
+    logits: Tensor, target: Tensor, group: str | None, vocab_size: int | None, ignore_index: int,
+    z_loss: float, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    tokens = logits.shape[0]
+    return logits.new_empty(tokens, dtype=wide(logits)), logits.new_empty(3, tokens, dtype=wide(logits))
 
 
 @torch.library.custom_op("tpt_kernels::logits_gradient_", mutates_args=("logits",))
@@ -39,9 +43,8 @@ def logits_gradient_(
 ) -> None:  # fmt: skip
     """Writes the gradient of the rows' losses over this rank's logits."""
     columns = Columns.of(logits.shape[1], group, vocab_size)
-    rows_of(impl, logits.device).gradient_(
-        logits, statistics, target, upstream, columns, ignore_index, z_loss
-    )
+    given = upstream_of_rows(upstream, target, columns.vocab_size, ignore_index)
+    rows_of(impl, logits).gradient_(logits, statistics, target, given, columns, z_loss)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -56,11 +59,11 @@ class CrossEntropy(torch.autograd.Function):
         ctx: Any, logits: Tensor, target: Tensor, group: str | None, vocab_size: int | None,
         ignore_index: int, z_loss: float, impl: str,
     ) -> Tensor:  # fmt: skip
-        statistics = row_statistics(logits, target, group, vocab_size, impl)
+        loss: Tensor
+        loss, statistics = row_losses(logits, target, group, vocab_size, ignore_index, z_loss, impl)
         ctx.save_for_backward(logits, target, statistics)
         ctx.rest = (group, vocab_size, ignore_index, z_loss, impl)
-        whole = Columns.of(logits.shape[1], group, vocab_size).vocab_size
-        return row_loss(statistics, target, whole, ignore_index, z_loss)
+        return loss
 
     @staticmethod
     @once_differentiable

@@ -5,6 +5,9 @@ the backward. The weight's gradient is added there, in float32, and only here in
 is run twice (activation recomputation), or never followed by a backward (evaluation), adds nothing. The
 weight is kept on ctx beside its saved self, which under activation recomputation is another tensor, without
 the attributes.
+
+Two limits: torch.compile breaks the graph where the backward marks such a weight (the gradients are the
+same), and a backward that is asked for hidden's gradient alone adds too (torch does not tell a function so).
 """
 
 from typing import Any
@@ -13,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tpt_kernels.loss.linear import linear_gradients_, linear_loss_and_gradients, linear_row_statistics
-from tpt_kernels.loss.statistics import Columns, row_loss
+from tpt_kernels.loss.linear import linear_gradients_, linear_loss_and_gradients, linear_row_losses
 from tpt_kernels.options import LossOptions
 from tpt_kernels.reference import wide
 
@@ -27,32 +29,33 @@ class Recompute(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, main_grad: Tensor | None,
         group: str | None, options: LossOptions, impl: str,
     ) -> Tensor:  # fmt: skip
-        statistics = linear_row_statistics(
-            hidden, weight, target, group, options.vocab_size, options.chunk_tokens, impl
-        )
+        loss: Tensor
+        loss, statistics = linear_row_losses(
+            hidden, weight, target, group, options.vocab_size, options.ignore_index, options.z_loss,
+            options.chunk_tokens, impl,
+        )  # fmt: skip
         ctx.save_for_backward(hidden, weight, target, statistics)
         ctx.main_grad, ctx.owner = main_grad, weight
         ctx.group, ctx.options, ctx.impl = group, options, impl
-        whole = Columns.of(weight.shape[0], group, options.vocab_size).vocab_size
-        return row_loss(statistics, target, whole, options.ignore_index, options.z_loss)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target, statistics = ctx.saved_tensors
         options: LossOptions = ctx.options
-        total: Tensor | None = ctx.main_grad
-        if total is None and ctx.needs_input_grad[1]:
-            total = torch.zeros_like(weight, dtype=wide(weight))
+        total: Tensor | None = None
+        if ctx.needs_input_grad[1]:
+            total = ctx.main_grad
+            total = torch.zeros_like(weight, dtype=wide(weight)) if total is None else total
         hidden_gradient = linear_gradients_(
             hidden, weight, target, statistics, upstream, total, ctx.group, options.vocab_size,
             options.ignore_index, options.z_loss, options.chunk_tokens, ctx.impl,
         )  # fmt: skip
-        if ctx.main_grad is not None:
-            weight_gradient: Tensor | None = joined_main_grad(ctx.owner)
-        else:
-            weight_gradient = None if total is None else total.to(weight.dtype)
-        return hidden_gradient, weight_gradient, None, None, None, None, None
+        result: Tensor | None = None
+        if total is not None:
+            result = total.to(weight.dtype) if ctx.main_grad is None else joined_main_grad(ctx.owner)
+        return hidden_gradient, result, None, None, None, None, None
 
 
 class WithGradients(torch.autograd.Function):
@@ -67,8 +70,8 @@ class WithGradients(torch.autograd.Function):
         main_grad: Tensor | None, group: str | None, options: LossOptions, impl: str,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         loss, hidden_gradient, weight_gradient = linear_loss_and_gradients(
-            hidden, weight, target, token_weight, group, options.vocab_size, options.ignore_index,
-            options.z_loss, options.chunk_tokens, impl,
+            hidden, weight, target, token_weight, ctx.needs_input_grad[1], group, options.vocab_size,
+            options.ignore_index, options.z_loss, options.chunk_tokens, impl,
         )  # fmt: skip
         ctx.save_for_backward(weight, hidden_gradient, weight_gradient)
         ctx.main_grad, ctx.owner = main_grad, weight
@@ -81,18 +84,19 @@ class WithGradients(torch.autograd.Function):
         weight, hidden_gradient, weight_gradient = ctx.saved_tensors
         # In wide precision: a bf16 product would round the scalar itself first.
         scaled = (hidden_gradient.to(wide(hidden_gradient)) * upstream).to(hidden_gradient.dtype)
-        if ctx.main_grad is not None:
+        result: Tensor | None = None
+        if ctx.needs_input_grad[1] and ctx.main_grad is not None:
             ctx.main_grad.addcmul_(weight_gradient, upstream.to(weight_gradient.dtype))
             result = joined_main_grad(ctx.owner)
-        else:
+        elif ctx.needs_input_grad[1]:
             # out=: rounded once, without a float32 temporary as large as the weight's gradient.
             result = torch.mul(weight_gradient, upstream, out=torch.empty_like(weight))
         return scaled, result, None, None, None, None, None, None
 
 
 def weighted_sum(loss: Tensor, token_weight: Tensor) -> Tensor:
-    """sum(token_weight * loss); a row without weight may hold NaN and counts 0."""
-    return (loss * token_weight).where(token_weight != 0, 0).sum()
+    """sum(token_weight * loss), a scalar."""
+    return (loss * token_weight).sum()
 
 
 def main_grad_of(weight: Tensor) -> Tensor | None:

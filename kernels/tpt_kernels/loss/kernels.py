@@ -74,12 +74,12 @@ def _overwrite(
 
 @triton.jit
 def gradient_kernel(
-    logits, target, statistics, upstream, row_stride, tokens, columns, valid, first, z_loss, ignore_index,
+    logits, target, statistics, upstream, row_stride, tokens, columns, valid, first, z_loss,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a row's loss written over its logits; padding columns and ignored rows get 0.
 
-    statistics [3, tokens] float32 of the whole vocabulary, upstream [tokens] float32.
+    statistics [3, tokens] float32 of the whole vocabulary; upstream [tokens] float32, 0 for an ignored row.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
@@ -89,13 +89,12 @@ def gradient_kernel(
     rest = tl.load(statistics + tokens + row) * tl.exp(peak - anchor)
     own = tl.exp(hit - anchor)
     sums = rest + own
-    wanted = tl.load(target + row)
-    given = tl.where(wanted == ignore_index, 0.0, tl.load(upstream + row))
+    given = tl.load(upstream + row)
     slope = 2.0 * z_loss * (anchor + tl.log(sums))
     factor = given * (1.0 + slope) / sums
     of_target = given * (own * slope - rest) / sums  # softmax - 1 is -rest / sums, without cancellation
-    local = wanted - first
-    # An ignored row has no column that counts: a product with 0 would keep the inf or NaN that it may hold.
+    local = tl.load(target + row) - first
+    # In an ignored row no column counts: a product with 0 would keep the inf or NaN that it may hold.
     counted = tl.where(given == 0.0, 0, valid)
     whole = counted // BLOCK * BLOCK
     for begin in tl.range(0, whole, BLOCK):

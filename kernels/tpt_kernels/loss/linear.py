@@ -12,33 +12,36 @@ import torch
 from torch import Tensor
 
 from tpt_kernels.loss.rows import rows_of
-from tpt_kernels.loss.statistics import Columns, merge, row_loss
+from tpt_kernels.loss.statistics import Columns, merge, row_loss, upstream_of_rows
 from tpt_kernels.reference import wide
 
-SLICE_COLUMNS = 16384  # 16,384 x 4,096 float32 = 0.27 GB of temporary where the library cannot accumulate
+SLICE_COLUMNS = 8192  # where the library cannot accumulate: 0.24 GB of float32 copies at 4,096 x 2,048 rows
 
 
-@torch.library.custom_op("tpt_kernels::linear_row_statistics", mutates_args=())
-def linear_row_statistics(
-    hidden: Tensor, weight: Tensor, target: Tensor,
-    group: str | None, vocab_size: int | None, chunk_tokens: int, impl: str,
-) -> Tensor:  # fmt: skip
-    """Statistics of hidden @ weight.T over the whole vocabulary, [3, tokens]; one all-gather for the
-    batch."""
+@torch.library.custom_op("tpt_kernels::linear_row_losses", mutates_args=())
+def linear_row_losses(
+    hidden: Tensor, weight: Tensor, target: Tensor, group: str | None, vocab_size: int | None,
+    ignore_index: int, z_loss: float, chunk_tokens: int, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Loss of each row [tokens] of hidden @ weight.T, and the statistics [3, tokens] of the whole vocabulary;
+    one all-gather for the batch."""
     columns = Columns.of(weight.shape[0], group, vocab_size)
-    rows = rows_of(impl, hidden.device)
+    rows = rows_of(impl, hidden)
     mine = hidden.new_empty(3, hidden.shape[0], dtype=wide(hidden))
     for part, logits in _chunks_of_logits(hidden, weight, chunk_tokens):
         mine[:, part] = rows.statistics(logits, target[part], columns)
-    return merge(mine, columns.group)
+    statistics = merge(mine, columns.group)
+    loss = row_loss(statistics, target, columns.vocab_size, ignore_index, z_loss)
+    return loss, statistics
 
 
-@linear_row_statistics.register_fake
-def _linear_row_statistics_shape(
-    hidden: Tensor, weight: Tensor, target: Tensor,
-    group: str | None, vocab_size: int | None, chunk_tokens: int, impl: str,
-) -> Tensor:  # fmt: skip
-    return hidden.new_empty(3, hidden.shape[0], dtype=wide(hidden))
+@linear_row_losses.register_fake
+def _linear_row_losses_shape(
+    hidden: Tensor, weight: Tensor, target: Tensor, group: str | None, vocab_size: int | None,
+    ignore_index: int, z_loss: float, chunk_tokens: int, impl: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    tokens = hidden.shape[0]
+    return hidden.new_empty(tokens, dtype=wide(hidden)), hidden.new_empty(3, tokens, dtype=wide(hidden))
 
 
 @torch.library.custom_op("tpt_kernels::linear_gradients_", mutates_args=("weight_gradient",))
@@ -52,12 +55,11 @@ def linear_gradients_(
     upstream [tokens].
     """
     columns = Columns.of(weight.shape[0], group, vocab_size)
-    rows = rows_of(impl, hidden.device)
+    rows = rows_of(impl, hidden)
+    given = upstream_of_rows(upstream, target, columns.vocab_size, ignore_index)
     hidden_gradient = torch.empty_like(hidden)
     for part, logits in _chunks_of_logits(hidden, weight, chunk_tokens):
-        rows.gradient_(
-            logits, statistics[:, part], target[part], upstream[part], columns, ignore_index, z_loss
-        )
+        rows.gradient_(logits, statistics[:, part], target[part], given[part], columns, z_loss)
         torch.mm(logits, weight, out=hidden_gradient[part])
         if weight_gradient is not None:
             accumulate_(weight_gradient, logits, hidden[part])
@@ -76,32 +78,39 @@ def _linear_gradients_shape(
 @torch.library.custom_op("tpt_kernels::linear_loss_and_gradients", mutates_args=())
 def linear_loss_and_gradients(
     hidden: Tensor, weight: Tensor, target: Tensor, token_weight: Tensor,
-    group: str | None, vocab_size: int | None, ignore_index: int, z_loss: float, chunk_tokens: int, impl: str,
+    with_weight: bool, group: str | None, vocab_size: int | None, ignore_index: int, z_loss: float,
+    chunk_tokens: int, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The forward of `with_gradients`: loss [tokens], and of sum(token_weight * loss) this rank's part of
-    hidden's gradient [tokens, hidden] and the weight's [vocab / tensor, hidden] (wide)."""
+    hidden's gradient [tokens, hidden] and the weight's [vocab / tensor, hidden] (wide; [0, hidden] if not
+    `with_weight`)."""
     columns = Columns.of(weight.shape[0], group, vocab_size)
-    rows = rows_of(impl, hidden.device)
+    rows = rows_of(impl, hidden)
     loss = hidden.new_empty(hidden.shape[0], dtype=wide(hidden))
     hidden_gradient = torch.empty_like(hidden)
-    weight_gradient = torch.zeros_like(weight, dtype=wide(weight))
+    rows_of_gradient = weight.shape[0] if with_weight else 0
+    weight_gradient = weight.new_zeros(rows_of_gradient, weight.shape[1], dtype=wide(weight))
+    given = upstream_of_rows(token_weight, target, columns.vocab_size, ignore_index)
     for part, logits in _chunks_of_logits(hidden, weight, chunk_tokens):
         wanted = target[part]
         statistics = merge(rows.statistics(logits, wanted, columns), columns.group)
         loss[part] = row_loss(statistics, wanted, columns.vocab_size, ignore_index, z_loss)
-        rows.gradient_(logits, statistics, wanted, token_weight[part], columns, ignore_index, z_loss)
+        rows.gradient_(logits, statistics, wanted, given[part], columns, z_loss)
         torch.mm(logits, weight, out=hidden_gradient[part])
-        accumulate_(weight_gradient, logits, hidden[part])
+        if with_weight:
+            accumulate_(weight_gradient, logits, hidden[part])
     return loss, hidden_gradient, weight_gradient
 
 
 @linear_loss_and_gradients.register_fake
 def _linear_loss_and_gradients_shape(
     hidden: Tensor, weight: Tensor, target: Tensor, token_weight: Tensor,
-    group: str | None, vocab_size: int | None, ignore_index: int, z_loss: float, chunk_tokens: int, impl: str,
+    with_weight: bool, group: str | None, vocab_size: int | None, ignore_index: int, z_loss: float,
+    chunk_tokens: int, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     loss = hidden.new_empty(hidden.shape[0], dtype=wide(hidden))
-    return loss, torch.empty_like(hidden), torch.empty_like(weight, dtype=wide(weight))
+    columns = weight.shape[0] if with_weight else 0
+    return loss, torch.empty_like(hidden), weight.new_empty(columns, weight.shape[1], dtype=wide(weight))
 
 
 def accumulate_(total: Tensor, logits_gradient: Tensor, hidden: Tensor) -> None:
@@ -119,9 +128,10 @@ def _accumulate_wide_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """bf16 or fp16 product added to a float32 sum inside the library's kernel, without a temporary."""
     try:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # a torch, or a ROCm library, that has no float32 sum of such a product
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        # A torch, or a ROCm library, that has no float32 sum of such a product, and says so.
         for begin in range(0, total.shape[0], SLICE_COLUMNS):
             rows = slice(begin, begin + SLICE_COLUMNS)
             total[rows] += left[rows].to(total.dtype) @ right.to(total.dtype)

@@ -32,6 +32,9 @@ class RowTile:
     )
 
 
+LOSS_IMPLS = ("auto", "reference", "triton")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 # 4,096 columns over 8 warps: 16 a thread, two 16-byte loads of bf16 in flight. gfx9 has 64 lanes a warp.
 TILES = {
     **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8, 2)),
@@ -40,23 +43,32 @@ TILES = {
 }
 
 
-def rows_of(impl: str, device: torch.device) -> Rows:
-    """ValueError for an unknown impl."""
+def rows_of(impl: str, sample: Tensor) -> Rows:
+    """For rows on the device, of the dtype and with the strides of `sample`. ValueError for an unknown
+    impl."""
     if impl == "auto":
-        impl = "triton" if has_tiles(device) else "reference"
+        impl = "triton" if has_tiles(sample.device) and _takes(sample) else "reference"
     if impl == "triton":
         return Rows(row_statistics, logits_gradient_)
     if impl == "reference":
         return Rows(reference.row_statistics, reference.logits_gradient_)
-    raise ValueError(f"impl: got {impl!r}, expected one of auto, reference, triton")
+    raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(LOSS_IMPLS)}")
+
+
+def _takes(logits: Tensor) -> bool:
+    """Whether the kernels can: known dtype, columns side by side, rows that do not overlap."""
+    apart = logits.shape[0] < 2 or logits.stride(0) >= logits.shape[1]
+    return logits.dtype in DTYPES and logits.stride(1) == 1 and apart
 
 
 def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
     """As reference.row_statistics."""
     tokens = logits.shape[0]
     statistics = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
-    if tokens:
-        tile = _tile(logits)
+    if not tokens:
+        return statistics
+    tile = _tile(logits)
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # launches go to the current device
         statistics_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics, logits.stride(0), tokens,
             columns.valid, columns.first, BLOCK=tile.block, **_options(tile),
@@ -66,15 +78,17 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
 
 def logits_gradient_(
     logits: Tensor, statistics: Tensor, target: Tensor, upstream: Tensor,
-    columns: Columns, ignore_index: int, z_loss: float,
+    columns: Columns, z_loss: float,
 ) -> None:  # fmt: skip
     """As reference.logits_gradient_."""
     tokens, held = logits.shape
-    if tokens:
-        tile = _tile(logits)
+    if not tokens:
+        return
+    tile = _tile(logits)
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # launches go to the current device
         gradient_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics.contiguous(), upstream.float().contiguous(),
-            logits.stride(0), tokens, held, columns.valid, columns.first, z_loss, ignore_index,
+            logits.stride(0), tokens, held, columns.valid, columns.first, z_loss,
             BLOCK=tile.block, **_options(tile),
         )  # fmt: skip
 
@@ -88,9 +102,9 @@ def _options(tile: RowTile) -> dict[str, int]:
 
 
 def _rows(logits: Tensor) -> Tensor:
-    if logits.stride(1) != 1 or logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if not _takes(logits):
         raise ValueError(
             f"logits: got {logits.dtype} with strides {logits.stride()}, expected bfloat16, float16 or "
-            "float32 with columns side by side; use impl='reference' or .contiguous()"
+            "float32 with columns side by side and rows apart; use .contiguous()"
         )
     return logits

@@ -68,3 +68,10 @@ def row_loss(statistics: Tensor, target: Tensor, vocab_size: int, ignore_index: 
         loss = loss + z_loss * (anchor + (rest + own).log()).square()
     loss = loss.masked_fill((target < 0) | (target >= vocab_size), float("nan"))
     return loss.masked_fill(target == ignore_index, 0.0)
+
+
+def upstream_of_rows(upstream: Tensor, target: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
+    """The gradient given to each row's loss: 0 where the row is ignored, NaN as row_loss where its target is
+    no column. [tokens]"""
+    given = upstream.masked_fill((target < 0) | (target >= vocab_size), float("nan"))
+    return given.masked_fill(target == ignore_index, 0.0)
