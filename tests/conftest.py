@@ -1,21 +1,20 @@
-"""Fixtures that several rooms share; and Triton's interpreter where there is no GPU.
+"""Fixtures that several rooms share; and Triton's interpreter, in which the tests run every kernel.
 
-Triton reads TRITON_INTERPRET when it is imported, so it is set before anything imports it. It is not left in
-the environment: processes that tests start run as a user's would, unless a test asks for the interpreter.
+Triton reads TRITON_INTERPRET when it is imported, so it is set before anything imports it. It is not left
+in the environment: processes that tests start run as a user's would, unless a test asks for the interpreter. On
+a GPU machine too: kernels on the GPU itself are `make gpu`'s matter.
 """
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton
+os.environ["TRITON_INTERPRET"] = "1"
+import triton
 
-    triton.knobs.runtime.interpret = True
-    del os.environ["TRITON_INTERPRET"]
+triton.knobs.runtime.interpret = True
+del os.environ["TRITON_INTERPRET"]
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

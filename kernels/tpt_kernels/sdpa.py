@@ -71,11 +71,9 @@ def flash_attention(
 
     assert query_positions is None, "choice.py refuses placed queries here"
     bounds = cu_seqlens.to(torch.int32)
-    grouped = query.shape[1] != key.shape[1]
-    options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
-    if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
-        options = {}
-        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    # torch 2.11 has no such argument, and hands grouped heads to the kernel as they are.
+    known = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if known else {}
     out = varlen_attn(
         query, key, value, bounds, bounds, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0), **options
     )
