@@ -1,8 +1,8 @@
 """Fixtures that several rooms share; and Triton's interpreter, in which the tests run every kernel.
 
-Triton reads TRITON_INTERPRET when it is imported, so it is set before anything imports it. It is not left
-in the environment: processes that tests start run as a user's would, unless a test asks for the interpreter. On
-a GPU machine too: kernels on the GPU itself are `make gpu`'s matter.
+Triton reads TRITON_INTERPRET when it is imported, so it is set before anything does. It is not left in the
+environment: processes that tests start run as a user's would, unless a test asks for the interpreter. On a
+GPU machine too: kernels on the GPU itself are `make gpu`'s matter.
 """
 
 import os

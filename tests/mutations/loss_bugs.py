@@ -28,6 +28,7 @@ FAR = ("test_cross_entropy.py::test_rows_beyond_32_bits",)
 OUTSIDE = ("test_cross_entropy.py::test_a_target_outside_of_the_vocabulary_is_nan[613-reference]",)
 IN_PLACE = ("test_cross_entropy.py::test_the_gradient_takes_the_logits_memory[reference]",)
 CONFIDENT = ("test_cross_entropy.py::test_confident_rows_keep_their_precision[12.0-reference]",)
+STRIDED = ("test_cross_entropy.py::test_strided_targets_and_upstream_weights[triton]",)
 MANY_CHUNKS = ("test_cross_entropy.py::test_sum_of_many_chunks_is_kept_in_float32",)
 
 
@@ -46,7 +47,7 @@ ROW_BUGS = (
     ),
     Bug(
         "z-loss left out of the target's gradient", "z-loss factor", KERNELS,
-        "given * (own * slope - rest) / whole", "given * (0.0 - rest) / whole", losses(),
+        "given * (own * slope - rest) / sums", "given * (0.0 - rest) / sums", losses(),
     ),
     Bug(
         "z-loss is not squared", "z-loss factor", STATISTICS,
@@ -54,8 +55,7 @@ ROW_BUGS = (
     ),
     Bug(
         "totals keep the old peak's scale", "missing rescale", KERNELS,
-        "total = total * tl.exp(peak - anchor) + tl.exp(x - anchor)", "total = total + tl.exp(x - anchor)",
-        losses(),
+        "return higher, total * tl.exp(peak - anchor)", "return higher, total", losses(),
     ),
     Bug(
         "lanes are summed each at its own peak", "missing rescale", KERNELS,
@@ -70,9 +70,8 @@ ROW_BUGS = (
         "return loss.masked_fill(target == ignore_index, 0.0)", "return loss", losses("reference"),
     ),
     Bug(
-        "an ignored row has a gradient", "ignored row leaking", KERNELS,
-        "given = tl.where(wanted == ignore_index, 0.0, tl.load(upstream + row))",
-        "given = tl.load(upstream + row)", losses(),
+        "an ignored row has a gradient", "ignored row leaking", STATISTICS,
+        "return given.masked_fill(target == ignore_index, 0.0)", "return given", losses(),
     ),
     Bug(
         "an ignored row's NaN comes through a product with 0", "ignored row leaking", KERNELS,
@@ -85,7 +84,7 @@ ROW_BUGS = (
     Bug(
         "padding keeps its logits as gradient", "unwritten tail", KERNELS,
         "gradient.to(logits.dtype.element_ty), mask=column < columns)",
-        "gradient.to(logits.dtype.element_ty), mask=column < valid)", losses(),
+        "gradient.to(logits.dtype.element_ty), mask=column < counted)", losses(),
     ),
     Bug(
         "a row's gradient runs into the next row", "race", KERNELS,
@@ -98,7 +97,9 @@ ROW_BUGS = (
     ),
     Bug(
         "a target beyond the last column has a loss", "silent target", STATISTICS,
-        "(target >= vocab_size)", "(target > vocab_size)", OUTSIDE,
+        "loss = loss.masked_fill((target < 0) | (target >= vocab_size)",
+        "loss = loss.masked_fill((target < 0) | (target > vocab_size)",
+        OUTSIDE,
     ),
     Bug(
         "offsets of rows in 32 bits, forward", "int32 overflow", KERNELS,
@@ -128,7 +129,25 @@ ROW_BUGS = (
     ),
     Bug(
         "strides of a part of the statistics are ignored", "stride", ROWS,
-        "statistics.contiguous(), upstream", "statistics, upstream", (linear(BY_SUM.removesuffix("_sum"), impl="triton"),),
+        "statistics.contiguous(), upstream", "statistics, upstream",
+        (linear("linear_cross_entropy", impl="triton"),),
+    ),
+    Bug(
+        "strides of a view of targets are ignored", "stride", ROWS,
+        "_rows(logits), target.contiguous(), statistics, logits", "_rows(logits), target, statistics, logits",
+        STRIDED,
+    ),
+    Bug(
+        "strides of expanded upstream weights are ignored", "stride", ROWS,
+        "upstream.float().contiguous()", "upstream.float()", STRIDED,
+    ),
+    Bug(
+        "the last part of a row is left out", "wrong skip", KERNELS,
+        "if whole < valid:", "if whole > valid:", losses(),
+    ),
+    Bug(
+        "a block that is not whole goes without a mask", "wrong skip", KERNELS,
+        "whole = valid // BLOCK * BLOCK", "whole = tl.cdiv(valid, BLOCK) * BLOCK", losses(),
     ),
 )  # fmt: skip
 
@@ -163,7 +182,7 @@ LINEAR_BUGS = (
         (linear(BY_SUM),),
     ),
     Bug(
-        "a chunk repeats the row before it", "chunks", LINEAR,
+        "chunks after the first are a row off", "chunks", LINEAR,
         "torch.mm(hidden[part], weight.T, out=logits)",
         "torch.mm(hidden.roll(1, 0)[part] if begin else hidden[part], weight.T, out=logits)",
         (linear(BY_SUM),),
@@ -174,8 +193,8 @@ LINEAR_BUGS = (
     ),
     Bug(
         "the weight's gradient is summed in its own dtype, forward", "lost precision", LINEAR,
-        "weight_gradient = torch.zeros_like(weight, dtype=wide(weight))",
-        "weight_gradient = torch.zeros_like(weight)", MANY_CHUNKS,
+        "weight_gradient = weight.new_zeros(rows_of_gradient, weight.shape[1], dtype=wide(weight))",
+        "weight_gradient = weight.new_zeros(rows_of_gradient, weight.shape[1])", MANY_CHUNKS,
     ),
     Bug(
         "the weight's gradient is summed in its own dtype, backward", "lost precision", FUNCTIONS,
@@ -206,8 +225,8 @@ LINEAR_BUGS = (
     ),
     Bug(
         "main_grad is overwritten", "main_grad", FUNCTIONS,
-        "total: Tensor | None = ctx.main_grad\n", "total: Tensor | None = ctx.main_grad\n"
-        "        if total is not None:\n            total.zero_()\n",
+        "total = ctx.main_grad\n", "total = ctx.main_grad\n"
+        "            if total is not None:\n                total.zero_()\n",
         main_grad("linear_cross_entropy"),
     ),
 )  # fmt: skip

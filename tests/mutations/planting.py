@@ -41,7 +41,7 @@ def try_bug(root: Path, bug: Bug, timeout_s: float) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         copy = Path(folder)
         copy_sources(root, copy)
-        target = copy / "kernels" / "tpt_kernels" / bug.file
+        target = source_of(copy, bug)
         target.write_text(planted(target.read_text(), bug))
         return run_tests(copy, bug.tests, timeout_s)
 
@@ -51,6 +51,10 @@ def try_without_bug(root: Path, tests: Sequence[str], timeout_s: float) -> Outco
     with tempfile.TemporaryDirectory(prefix="unplanted-") as folder:
         copy_sources(root, Path(folder))
         return run_tests(Path(folder), tests, timeout_s)
+
+
+def source_of(root: Path, bug: Bug) -> Path:
+    return root / "kernels" / "tpt_kernels" / bug.file
 
 
 def copy_sources(root: Path, copy: Path) -> None:
@@ -88,6 +92,7 @@ def environment_of(copy: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(copy / "kernels"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "HIP_VISIBLE_DEVICES": "",
@@ -118,7 +123,9 @@ def judged(returncode: int, output: str, report: Path, seconds: float) -> Outcom
             if CATCHES.match(message) and not BREAKS.search(message):
                 test = f"{case.get('classname', '').rpartition('.')[2]}.py::{case.get('name')}"
                 return Outcome("caught", seconds, test, lines[0])
-            found = BREAKS.search(message)
-            return Outcome("broken", seconds, detail=f"{found[0]}: {lines[0]}" if found else lines[0])
+            said = next((line for line in lines if BREAKS.search(line)), lines[0])
+            return Outcome("broken", seconds, detail=said.strip())
     tail = " / ".join(line for line in output.splitlines()[-6:] if line.strip())
-    return Outcome("broken", seconds, detail=f"pytest ended with {returncode} without a test's failure: {tail}")
+    return Outcome(
+        "broken", seconds, detail=f"pytest ended with {returncode} without a test's failure: {tail}"
+    )

@@ -6,14 +6,15 @@ to pass on an unchanged copy first.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attention_bugs import ATTENTION_BUGS
-from bug import Bug, PlantError
+from bug import Bug, PlantError, planted
 from loss_bugs import LOSS_BUGS
-from planting import Outcome, try_bug, try_without_bug
+from planting import Outcome, copy_sources, source_of, try_bug, try_without_bug
 
 ROOT = Path(__file__).parents[2]
 BUGS = (*ATTENTION_BUGS, *LOSS_BUGS)
@@ -31,10 +32,20 @@ def main(arguments: Sequence[str], root: Path = ROOT, bugs: Sequence[Bug] = BUGS
         print(f"--only: got {options.only!r}, which is in no bug's name or kind", file=sys.stderr)
         return 2
     try:
-        return report(root, chosen, options.jobs, options.timeout_s)
+        # One copy first, so that a source that is being edited does not change between two bugs.
+        with tempfile.TemporaryDirectory(prefix="sources-") as folder:
+            copy_sources(root, Path(folder))
+            require_plants(Path(folder), chosen)
+            return report(Path(folder), chosen, options.jobs, options.timeout_s)
     except PlantError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def require_plants(root: Path, bugs: Sequence[Bug]) -> None:
+    """PlantError for the first bug that no longer fits the source: known before the tests, not after."""
+    for bug in bugs:
+        planted(source_of(root, bug).read_text(), bug)
 
 
 def report(root: Path, bugs: Sequence[Bug], jobs: int, timeout_s: float) -> int:
@@ -45,7 +56,9 @@ def report(root: Path, bugs: Sequence[Bug], jobs: int, timeout_s: float) -> int:
         print(f"without a bug: {unplanted.verdict} {unplanted.test} {unplanted.detail}", file=sys.stderr)
         return 1
     print(f"{len(tests)} tests pass without a bug  {unplanted.seconds:.1f} s", flush=True)
-    widths = [max(len(name) for name in names) for names in zip(*((b.name, b.kind) for b in bugs), strict=True)]
+    widths = [
+        max(len(name) for name in names) for names in zip(*((b.name, b.kind) for b in bugs), strict=True)
+    ]
     caught = 0
     with ThreadPoolExecutor(jobs) as executor:
         outcomes = executor.map(lambda bug: try_bug(root, bug, timeout_s), bugs)
