@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-long check gate bench bench-kernels gpu clean-quickstart
+.PHONY: quickstart test test-long test-mutations check gate bench bench-kernels gpu clean-quickstart
 
 .venv: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -26,6 +26,10 @@ test: .venv/.done
 
 test-long: .venv/.done
 	$(BIN)/python -m pytest -m long
+
+# Each planted bug has to be caught by a test of the kernels: about 8 minutes on two cores, no GPU.
+test-mutations: .venv/.done
+	$(BIN)/python tests/mutations/run.py
 
 check: .venv/.done
 	$(BIN)/ruff format --check .

@@ -36,6 +36,11 @@ OPTIONAL = frozenset(
         "transformer_engine",
         "apex",
         "sglang",
+        "liger_kernel",
+        "cut_cross_entropy",
+        "flash_attn",
+        "quack",
+        "aiter",
     }
 )
 # Calls that only describe something: a type, a constant, a pattern, a record, a kernel not yet compiled.
