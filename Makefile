@@ -1,4 +1,5 @@
-# Every target makes .venv itself when it is missing. Needs Python 3.12 or newer and about 6 GB of disk.
+# Every target but gpu and bench-kernels makes .venv itself when it is missing. Needs Python 3.12 or newer and
+# about 6 GB of disk.
 PYTHON := $(shell for p in python3 python3.12 python3.13 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -44,8 +45,13 @@ gate: .venv/.done
 bench: .venv/.done
 	$(BIN)/python tools/bench_train.py
 
-bench-kernels: .venv/.done
-	$(BIN)/python tools/bench_kernels.py
+# A GPU image's own torch is what is to be measured, so these two install nothing; they use .venv where it is.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu: .venv/.done
-	$(BIN)/python tools/gpu_check.py
+bench-kernels:
+	@test -n "$(GPU_PYTHON)" || { echo "make: no Python 3.12 or newer; set GPU_PYTHON" >&2; exit 2; }
+	$(GPU_PYTHON) tools/bench_kernels.py
+
+gpu:
+	@test -n "$(GPU_PYTHON)" || { echo "make: no Python 3.12 or newer; set GPU_PYTHON" >&2; exit 2; }
+	$(GPU_PYTHON) tools/gpu_check.py

@@ -179,13 +179,17 @@ MEMORY = (
         "key_value_kernel[(kv_heads, max(1, kv_tokens // key_value_tile.block_kv))]", TALL,
     ),
     Bug(
-        "a head's logsumexp runs into the next head's", "race", FORWARD,
+        "the last head's logsumexp runs beyond its end", "out of bounds", FORWARD,
         "peak + tl.log2(total), mask=offset < tokens)", "peak + tl.log2(total))", TALL,
     ),
     Bug(
-        "columns beyond the dim run into the next head's", "race", FORWARD,
+        "columns beyond the dim are written", "out of bounds", FORWARD,
         "inside = (offset < rows)[:, None] & (column < DIM)[None, :]",
         "inside = (offset < rows)[:, None] & (column < WIDTH)[None, :]", DIM_96,
+    ),
+    Bug(
+        "two programs write one block of keys", "race", BACKWARD,
+        "row = tl.program_id(1) * BLOCK_KV", "row = tl.program_id(1) // 2 * BLOCK_KV", TALL,
     ),
 )  # fmt: skip
 
