@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clock import Ceilings
     from peers_loss import LogitsInputs
-    from trial import Ready
+    from trial import Measurement, Ready
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_MS, QUICK_BUDGET_MS = 200.0, 40.0  # of timed runs for one measurement
@@ -71,11 +74,16 @@ def main(arguments: list[str] | None = None) -> int:
         QUICK_BUDGET_MS if options.quick else BUDGET_MS, Deadline.after(60 * options.minutes),
         {"megatron-core": megatron_core},
     )  # fmt: skip
-    ceilings, measurements = measure(session, lambda line: print(line, file=sys.stderr, flush=True))
-    record = Record(this_place(device), ceilings, measurements)
+    place = this_place(device)
+
+    def keep(ceilings: "Ceilings", measurements: "Sequence[Measurement]") -> None:
+        if options.json is not None:
+            write_json(options.json, Record(place, ceilings, measurements))
+
+    ceilings, measurements = measure(session, lambda line: print(line, file=sys.stderr, flush=True), keep)
+    record = Record(place, ceilings, measurements)
     print(as_markdown(record))
     if options.json is not None:
-        write_json(options.json, record)
         print(f"\nevery figure: {options.json}")
     if options.plot is not None:
         write_plot(options.plot, record)

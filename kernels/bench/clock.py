@@ -2,13 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 FLUSHED_BYTES = 512 * 2**20  # above every last-level cache: 60 MB of L2 on an H200, 256 MB on an MI300X
-FEWEST_REPEATS, MOST_REPEATS = 3, 100
+FEWEST_REPEATS, MOST_REPEATS = 10, 100
+SLEPT_CYCLES = 2_000_000  # about 1 ms of an H200 at 1.98 GHz: longer than the host needs to queue a call
+
+type Turn = tuple[Callable[[], Any], Callable[[Any], object]]  # prepare, and run on what it gave
+NOT_BEGUN = "not begun:"
+LOST = f"{NOT_BEGUN} the device is lost:"
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Deadline:
 
     @property
     def reason(self) -> str:
-        return f"not begun: the part's {self.seconds:.0f} s had passed"
+        return f"{NOT_BEGUN} the part's {self.seconds:.0f} s had passed"
 
 
 class Clock:
@@ -62,9 +68,14 @@ class Clock:
     def median[State](self, prepare: Callable[[], State], run: Callable[[State], object]) -> Timing:
         """Time of `run(prepare())`, `prepare` not counted; the first two runs warm up and are not counted."""
         run(prepare())
-        estimate = self._time(prepare, run, 1)[0]
+        estimate = self._times([(prepare, run)], 1)[0][0]
         repeats = min(max(FEWEST_REPEATS, int(self.budget_ms / max(estimate, 1e-3))), MOST_REPEATS)
-        return Timing(statistics.median(self._time(prepare, run, repeats)), repeats)
+        return Timing(statistics.median(self._times([(prepare, run)], repeats)[0]), repeats)
+
+    def alternated(self, turns: Sequence[Turn], repeats: int) -> list[float]:
+        """Median ms of each, run in turn: a clock that drifts with the temperature slows each alike."""
+        self._times(turns, 1)
+        return [statistics.median(times) for times in self._times(turns, repeats)]
 
     def wall_ms(self, run: Callable[[], object]) -> float:
         """Wall time of one call, the device's work included: for what a host does once per batch."""
@@ -89,29 +100,45 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _time[State](
-        self, prepare: Callable[[], State], run: Callable[[State], object], repeats: int
-    ) -> list[float]:
+    def lost(self) -> str | None:
+        """Why nothing more can run on the device: an illegal access ends its context for the process."""
+        try:
+            self.synchronize()
+        except RuntimeError as error:  # torch.AcceleratorError is one
+            return f"{LOST} {str(error).splitlines()[0]}"
+        return None
+
+    def _times(self, turns: Sequence[Turn], repeats: int) -> list[list[float]]:
+        """ms of every run of each turn."""
         if self._flushed is None:
-            seconds = []
+            times: list[list[float]] = [[] for _ in turns]
             for _ in range(repeats):
-                state = prepare()
-                begun = time.perf_counter()
-                run(state)
-                seconds.append(time.perf_counter() - begun)
-            return [1e3 * s for s in seconds]
-        events = [
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            for _ in range(repeats)
-        ]
-        for begin, end in events:
-            state = prepare()
-            self._flushed.zero_()  # also hides the launch of `run`: the device is busy while the host queues
-            begin.record()
-            run(state)
-            end.record()
+                for taken, (prepare, run) in zip(times, turns, strict=True):
+                    state = prepare()
+                    begun = time.perf_counter()
+                    run(state)
+                    taken.append(1e3 * (time.perf_counter() - begun))
+            return times
+        events: list[list[tuple[Any, Any]]] = [[] for _ in turns]
+        for _ in range(repeats):
+            for queued, (prepare, run) in zip(events, turns, strict=True):
+                queued.append(self._queued(prepare, run))
         self.synchronize()
-        return [begin.elapsed_time(end) for begin, end in events]
+        return [[begin.elapsed_time(end) for begin, end in queued] for queued in events]
+
+    def _queued(self, prepare: Callable[[], Any], run: Callable[[Any], object]) -> tuple[Any, Any]:
+        """The events around one run, queued behind enough work that the launches of `run` are not timed."""
+        assert self._flushed is not None
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        state = prepare()
+        self._flushed.zero_()
+        sleep = getattr(torch.cuda, "_sleep", None)  # torch's own tests use it; a build may lack it
+        if sleep is not None:
+            sleep(SLEPT_CYCLES)
+        begin.record()
+        run(state)
+        end.record()
+        return begin, end
 
 
 def measure_ceilings(clock: Clock) -> Ceilings:

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from check import Check
 from clock import Clock
-from correctness import Check
 from torch import Tensor
 from trial import explain, refusals
 

@@ -15,7 +15,7 @@ import torch
 from clock import Clock
 from shapes import AttentionShape
 from torch import Tensor
-from trial import Contender, PeerRefusalError, Ready, Trial, Work
+from trial import Contender, PeerRefusalError, Ready, Trial, Work, first_before
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def attention_trial(inputs: AttentionInputs) -> Trial:
 
 
 def attention_contenders(inputs: AttentionInputs, impls: tuple[str, ...]) -> dict[str, Contender]:
-    """Ours by impl first, then the peers."""
+    """torch's flash, whose norms the others are held to, then ours by impl, then the other peers."""
     mine: dict[str, Contender] = {f"ours {impl}": partial(ours, inputs, impl=impl) for impl in impls}
-    return mine | {name: partial(peer, inputs) for name, peer in ATTENTION_PEERS.items()}
+    return first_before(mine, {name: partial(peer, inputs) for name, peer in ATTENTION_PEERS.items()})
 
 
 def ours(x: AttentionInputs, *, impl: str) -> Ready:
@@ -169,5 +169,5 @@ ATTENTION_PEERS: Mapping[str, AttentionPeer] = {
     # return_lse: without it AITER keeps nothing for a backward.
     "aiter": partial(flash_attention, module="aiter", deterministic=False, return_lse=True),
     "aiter deterministic": partial(flash_attention, module="aiter", deterministic=True, return_lse=True),
-    "torch flex": torch_flex,  # last: it compiles for seconds at each shape
+    "torch flex": torch_flex,
 }

@@ -12,7 +12,7 @@ import torch
 from shapes import LossShape
 from torch import Tensor
 from torch.nn import functional
-from trial import Contender, PeerRefusalError, Ready, Trial, Work
+from trial import Contender, PeerRefusalError, Ready, Trial, Work, first_before
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def linear_trial(x: LinearInputs, op: str) -> Trial:
 def logits_contenders(
     x: LogitsInputs, impls: tuple[str, ...], more: Mapping[str, LogitsPeer]
 ) -> dict[str, Contender]:
-    """Ours by impl first, then the peers; `more` are peers that this folder may not import."""
+    """torch's first, then ours by impl, then the others; `more` are peers that this folder may not import."""
     mine: dict[str, Contender] = {f"ours {impl}": partial(ours_logits, x, impl=impl) for impl in impls}
-    return mine | {name: partial(peer, x) for name, peer in {**LOGITS_PEERS, **more}.items()}
+    return first_before(mine, {name: partial(peer, x) for name, peer in {**LOGITS_PEERS, **more}.items()})
 
 
 def linear_contenders(x: LinearInputs, impls: tuple[str, ...], op: str) -> dict[str, Contender]:
-    """Ours by impl first, then the peers of `op`."""
+    """torch's first, then ours by impl, then the other peers of `op`."""
     mine: dict[str, Contender] = {f"ours {impl}": partial(ours_linear, x, impl=impl, op=op) for impl in impls}
-    return mine | {name: partial(peer, x) for name, peer in LINEAR_PEERS[op].items()}
+    return first_before(mine, {name: partial(peer, x) for name, peer in LINEAR_PEERS[op].items()})
 
 
 def ours_logits(x: LogitsInputs, *, impl: str) -> Ready:
@@ -168,9 +168,10 @@ def quack_linear(x: LinearInputs) -> Ready:
     )  # fmt: skip
 
 
-def quack_chunked(x: LinearInputs) -> Ready:
+def quack_chunked(x: LinearInputs, *, tuned: bool) -> Ready:
+    """`tuned`, as shipped, compiles its products in every configuration at a shape's first call."""
     run = import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
-    return Ready(lambda: run(x.hidden, x.weight, x.target, reduction="sum"))
+    return Ready(lambda: run(x.hidden, x.weight, x.target, reduction="sum", tuned=tuned))
 
 
 LOGITS_PEERS: Mapping[str, LogitsPeer] = {
@@ -196,6 +197,7 @@ LINEAR_PEERS: Mapping[str, Mapping[str, LinearPeer]] = {
         "liger float32 sums": partial(liger_linear, reduction="sum", wide=True),
         "cce": partial(cut_linear, reduction="sum", exact=False),
         "cce exact": partial(cut_linear, reduction="sum", exact=True),
-        "quack": quack_chunked,
+        "quack": partial(quack_chunked, tuned=True),
+        "quack untuned": partial(quack_chunked, tuned=False),
     },
 }

@@ -80,7 +80,10 @@ def write_json(path: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One impl of ours beside the fastest peer; ratio is our time over its time, below 1 is faster."""
+    """One impl of ours beside the fastest peer; a ratio is our time over its time, below 1 is faster.
+
+    `alternated` is the one to trust: both timed again, run by run in turn.
+    """
 
     op: str
     phase: str
@@ -90,6 +93,7 @@ class Comparison:
     fastest_peer: str | None
     peer_milliseconds: float | None
     ratio: float | None
+    alternated: float | None = None
 
 
 def comparisons(measurements: Sequence[Measurement]) -> list[Comparison]:
@@ -107,5 +111,6 @@ def comparisons(measurements: Sequence[Measurement]) -> list[Comparison]:
         ratio = mine.milliseconds / theirs if theirs else None
         peer = fastest.contender if fastest else None
         where = (mine.op, mine.phase, mine.shape, mine.contender)
-        found.append(Comparison(*where, mine.milliseconds, peer, theirs, ratio))
+        again = mine.alternated_ratio if mine.alternated_peer == peer else None
+        found.append(Comparison(*where, mine.milliseconds, peer, theirs, ratio, again))
     return found

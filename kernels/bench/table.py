@@ -65,16 +65,18 @@ def reasons_table(measurements: Sequence[Measurement]) -> str:
 
 
 def comparison_table(found: Sequence[Comparison]) -> str:
-    """Ours beside the fastest peer; the ratio is our time over the peer's."""
+    """Ours beside the fastest peer; a ratio is our time over the peer's, `in turn` of both timed again."""
     rows = [
         (
             c.op, c.shape, c.phase, c.ours, f"{c.milliseconds:.3f}", c.fastest_peer or "none ran",
             "" if c.peer_milliseconds is None else f"{c.peer_milliseconds:.3f}",
             "" if c.ratio is None else f"{c.ratio:.2f}",
+            "" if c.alternated is None else f"{c.alternated:.2f}",
         )
         for c in found
     ]  # fmt: skip
-    return aligned(("op", "shape", "phase", "contender", "ms", "fastest peer", "its ms", "ratio"), rows)
+    header = ("op", "shape", "phase", "contender", "ms", "fastest peer", "its ms", "ratio", "in turn")
+    return aligned(header, rows)
 
 
 def as_markdown(record: Record) -> str:

@@ -22,7 +22,9 @@ def _times(record: Record) -> Iterator[str]:
         return
     for m in record.measurements:
         limit = H200_MS.get(m.op)
-        if limit is None or m.shape != "8k" or m.contender != "ours auto" or m.milliseconds is None:
+        if limit is None or m.shape != "8k" or m.contender != "ours auto":
+            continue
+        if m.milliseconds is None or not m.counts:
             continue
         yield f"{_word(m.milliseconds <= limit)}: {m.op} 8k {m.milliseconds:.2f} ms, target at most {limit}"
 
@@ -47,8 +49,9 @@ def _attention(c: Comparison) -> str | None:
     limit = {"ours auto": AUTO_RATIO, "ours triton": TRITON_RATIO}.get(c.ours)
     if c.op != "attention" or limit is None or c.ratio is None:
         return None
+    ratio = c.ratio if c.alternated is None else c.alternated
     return (
-        f"{_word(c.ratio <= limit)}: {c.ours} attention {c.phase} {c.shape} takes {c.ratio:.2f} of "
+        f"{_word(ratio <= limit)}: {c.ours} attention {c.phase} {c.shape} takes {ratio:.2f} of "
         f"{c.fastest_peer}'s time, target {limit:.2f} at most"
     )
 

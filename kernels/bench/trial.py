@@ -1,16 +1,17 @@
 """One op at one shape: every contender is run, timed and weighed, and each that could not is named.
 
 A contender is ours or a peer; it computes the same from the same tensors. Its norms are compared with those
-of the first that ran, so that a fast peer that computes something else is not taken for a peer.
+of torch's own op, so that one that computes something else, fast, does not count: neither a peer nor ours.
 """
 
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from clock import Ceilings, Clock, Deadline
+from clock import Ceilings, Clock, Deadline, Turn
 from torch import Tensor
 
 LARGEST_DIFFERENCE = 0.02  # of a norm; a loss rounded to bf16 is off by 0.004 at most
@@ -77,12 +78,20 @@ class Measurement:
     fraction: float | None = None  # of the measured ceiling
     peak_bytes: int | None = None  # of forward and backward, beyond the inputs
     setup_ms: float | None = None
-    difference: float | None = None  # largest relative difference of a norm from the first contender's
+    difference: float | None = None  # largest relative difference of a norm from torch's own
+    alternated_peer: str | None = None  # ours auto and this peer were timed again, run by run in turn:
+    alternated_ratio: float | None = None  # our time over its time
     reason: str | None = None
 
     @property
     def counts(self) -> bool:
         return self.milliseconds is not None and self.reason is None
+
+
+def first_before(mine: Mapping[str, Contender], peers: Mapping[str, Contender]) -> dict[str, Contender]:
+    """The first peer, ours, then the rest: early enough to be measured in a run that is cut short."""
+    first = next(iter(peers))
+    return {first: peers[first], **mine, **peers}
 
 
 class PeerRefusalError(RuntimeError):
@@ -92,7 +101,8 @@ class PeerRefusalError(RuntimeError):
 def refusals() -> tuple[type[BaseException], ...]:
     """What a peer may raise that is a reason, not the end of the run; a loaded package's own errors too."""
     kinds: list[type[BaseException]] = [ImportError, RuntimeError, ValueError, TypeError, AttributeError]
-    kinds += [AssertionError, KeyError, IndexError, OSError, SyntaxError]
+    # SubprocessError: Triton builds its launcher by a C compiler, which may be missing or fail.
+    kinds += [AssertionError, KeyError, IndexError, OSError, SyntaxError, subprocess.SubprocessError]
     # Exceptions that derive from Exception alone: Triton's compiler, CUTLASS' (under QuACK).
     for module, name in (("triton.errors", "TritonError"), ("cutlass.base_dsl.common", "DSLBaseError")):
         if (kind := getattr(sys.modules.get(module), name, None)) is not None:
@@ -110,71 +120,131 @@ def explain(error: BaseException) -> str:
     return first if isinstance(error, PeerRefusalError) else f"refused: {type(error).__name__}: {first[:200]}"
 
 
+@dataclass
+class Run:
+    """What a contender left: its figures by phase, and the norms of its result and gradients."""
+
+    done: dict[str, Measurement]
+    ready: Ready | None = None
+    norms: list[float] | None = None
+    peak_bytes: int | None = None
+    reason: str | None = None
+
+
 def run_trial(
-    trial: Trial, contenders: Mapping[str, Contender], clock: Clock, ceilings: Ceilings, deadline: Deadline
+    trial: Trial,
+    contenders: Mapping[str, Contender],
+    clock: Clock,
+    ceilings: Ceilings,
+    deadline: Deadline,
+    norms: list[float] | None = None,
 ) -> list[Measurement]:
-    """A measurement for every contender and phase, in order; after the deadline only a reason."""
-    measurements: list[Measurement] = []
-    norms: list[float] = []
+    """A measurement for every contender and phase, in order; after the deadline only a reason.
+
+    norms: those to compare with, filled here when empty: of the first peer that ran, in order.
+    """  # fmt: skip
+    norms = [] if norms is None else norms
+    runs: dict[str, Run] = {}
+    lost: str | None = None
     for name, contender in contenders.items():
-        if deadline.passed:
-            measurements += _failed(trial, name, {}, deadline.reason)
+        if lost is not None or deadline.passed:
+            runs[name] = Run({}, reason=lost or deadline.reason)
             continue
-        measurements += _run_contender(trial, name, contender, clock, ceilings, norms)
-        if clock.device.type == "cuda":
+        runs[name] = _run_contender(trial, name, contender, clock, ceilings)
+        if runs[name].reason is not None:
+            lost = clock.lost()
+        if clock.device.type == "cuda" and lost is None:
             torch.cuda.empty_cache()
-    return measurements
+    if not norms:
+        norms += next((run.norms for name, run in runs.items() if not name.startswith("ours") and run.norms
+                       and all(map(math.isfinite, run.norms))), [])  # fmt: skip
+    found = [m for name, run in runs.items() for m in _judged(trial, name, run, norms)]
+    ready = {name: run.ready for name, run in runs.items() if run.ready is not None}
+    return found if lost or deadline.passed else _alternated(trial, found, ready, clock)
 
 
 def _run_contender(
-    trial: Trial, name: str, contender: Contender, clock: Clock, ceilings: Ceilings, norms: list[float]
-) -> list[Measurement]:
-    """`norms` are the first contender's; the first that runs fills them."""
-    done: dict[str, Measurement] = {}
+    trial: Trial, name: str, contender: Contender, clock: Clock, ceilings: Ceilings
+) -> Run:  # fmt: skip
+    run = Run({})
     try:
-        ready = contender()
+        run.ready = ready = contender()
         phases: dict[str, float | None] = dict.fromkeys(trial.work)
         if "forward" in phases:  # timed first: a peer without a backward still has this figure
-            done["forward"] = _timed(trial, name, "forward", ready, clock, ceilings)
+            run.done["forward"] = _timed(trial, name, "forward", ready, clock, ceilings)
         trial.restore()
         result = ready.forward()
-        mine = _norms(result, trial.gradients(result))
+        norms = _norms(result, trial.gradients(result))
         del result
-        if not norms and all(map(math.isfinite, mine)):
-            norms += mine
-        difference = _difference(norms or mine, mine)
         trial.restore()
-        peak = clock.peak_bytes(lambda: trial.gradients(ready.forward()))
+        run.peak_bytes = clock.peak_bytes(lambda: trial.gradients(ready.forward()))
         for phase in phases:
-            done[phase] = done.get(phase) or _timed(trial, name, phase, ready, clock, ceilings)
+            run.done[phase] = run.done.get(phase) or _timed(trial, name, phase, ready, clock, ceilings)
+        run.norms = norms
     except refusals() as error:
-        return _failed(trial, name, done, explain(error))
+        run.reason = explain(error)
+    return run
+
+
+def _judged(trial: Trial, name: str, run: Run, norms: list[float]) -> list[Measurement]:
+    """Its measurements, with the reason why they are missing or do not count."""
+    if run.norms is None:
+        return _failed(trial, name, run.done, run.reason or "no reason")
+    difference = _difference(norms or run.norms, run.norms)
     wrong = None
     if difference is None:
         wrong = "does not count: a norm is not finite"
     elif difference > LARGEST_DIFFERENCE:
-        wrong = f"does not count: a norm differs by {difference:.1%} from the first contender's"
+        wrong = f"does not count: a norm differs by {difference:.1%} from torch's own"
     return [
-        Measurement(
-            **(vars(done[phase]) | {"peak_bytes": peak, "difference": difference, "reason": wrong})
-        )
+        replace(run.done[phase], peak_bytes=run.peak_bytes, difference=difference, reason=wrong)
         for phase in trial.work
-    ]  # fmt: skip
+    ]
 
 
-def _timed(
-    trial: Trial, name: str, phase: str, ready: Ready, clock: Clock, ceilings: Ceilings
-) -> Measurement:
+def _alternated(
+    trial: Trial, found: list[Measurement], ready: Mapping[str, Ready], clock: Clock
+) -> list[Measurement]:
+    """`found`, with `ours auto` and the fastest peer of each phase timed again in turn.
+
+    Minutes lie between their own times, and a GPU's clock drifts by more than the 3% that is asked.
+    """
+    again = list(found)
+    for i, mine in enumerate(found):
+        if mine.contender != "ours auto" or not mine.counts:
+            continue
+        peers = [
+            m for m in found if m.phase == mine.phase and m.counts and not m.contender.startswith("ours")
+        ]
+        if not peers:
+            continue
+        peer = min(peers, key=lambda m: m.milliseconds or 0.0)
+        turns = [_turn(trial, mine.phase, ready[m.contender]) for m in (mine, peer)]
+        try:
+            ours, theirs = clock.alternated(turns, min(mine.repeats or 1, peer.repeats or 1))
+        except refusals() as error:
+            again[i] = replace(mine, reason=f"does not count: timed again, {explain(error)}")
+            continue
+        again[i] = replace(mine, alternated_peer=peer.contender, alternated_ratio=ours / theirs)
+    return again
+
+
+def _turn(trial: Trial, phase: str, ready: Ready) -> Turn:
     def restored_result() -> Tensor:
         trial.restore()
         return ready.forward()
 
     if phase == "forward":
-        timing = clock.median(trial.restore, lambda _: ready.forward())
-    elif phase == "backward":
-        timing = clock.median(restored_result, trial.gradients)
-    else:
-        timing = clock.median(trial.restore, lambda _: trial.gradients(ready.forward()))
+        return trial.restore, lambda _: ready.forward()
+    if phase == "backward":
+        return restored_result, trial.gradients
+    return trial.restore, lambda _: trial.gradients(ready.forward())
+
+
+def _timed(
+    trial: Trial, name: str, phase: str, ready: Ready, clock: Clock, ceilings: Ceilings
+) -> Measurement:
+    timing = clock.median(*_turn(trial, phase, ready))
     work = trial.work[phase]
     rate = work.rate(timing.milliseconds)
     return Measurement(

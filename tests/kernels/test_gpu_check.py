@@ -3,7 +3,6 @@
 
 import contextlib
 import json
-import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -22,12 +21,14 @@ import gpu_check
 
 bench_kernels.add_paths()
 
+import clock
 import correctness
+from check import Check, Waiting, checks_apart, found_checks, run_checks
 from clock import Ceilings, Deadline
 from conduct import Size, check_memory, check_no_synchronisation, check_repetition, runs_of
-from correctness import AttentionCase, LossCase
 from record import Record, this_place
 from targets import target_lines
+from test_gpu_correctness import ATTENTION_CASE, LOSS_CASE, one_document
 from tpt_kernels import attention, cross_entropy, linear_cross_entropy, linear_cross_entropy_sum
 from trial import Measurement
 
@@ -37,161 +38,6 @@ CEILINGS = Ceilings(teraflops=0.1, terabytes=0.1)
 
 def raising(error):
     raise error
-
-
-ATTENTION_CASE = AttentionCase((5, 40, 1, 17), 8, 2, 64, torch.bfloat16, seed=1)
-LOSS_CASE = LossCase(77, 1000, 24, 96, torch.bfloat16, seed=2)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("kv_heads", [1, 2, 8])
-def test_attention_passes(dtype, kv_heads):
-    case = replace(ATTENTION_CASE, dtype=dtype, kv_heads=kv_heads)
-    check = correctness.check_attention(partial(attention, impl="auto"), case, CPU)
-    assert check.passed, check.detail
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize(
-    ("check", "op"),
-    [
-        (correctness.check_cross_entropy, cross_entropy),
-        (correctness.check_linear, linear_cross_entropy),
-        (correctness.check_linear_sum, linear_cross_entropy_sum),
-    ],
-)
-def test_losses_pass(check, op, impl, dtype):
-    found = check(partial(op, impl=impl), replace(LOSS_CASE, dtype=dtype), CPU)
-    assert found.passed, found.detail
-
-
-def one_document(q, k, v, *, cu_seqlens, max_seqlen):
-    return attention(
-        q, k, v, cu_seqlens=cu_seqlens[[0, -1]], max_seqlen=int(cu_seqlens[-1]), impl="reference"
-    )
-
-
-def shifted_documents(q, k, v, *, cu_seqlens, max_seqlen):
-    bounds = cu_seqlens.clone()
-    bounds[2] -= 1
-    return attention(q, k, v, cu_seqlens=bounds, max_seqlen=max_seqlen, impl="reference")
-
-
-def wrong_groups(q, k, v, *, cu_seqlens, max_seqlen):
-    order = [0, 2, 4, 6, 1, 3, 5, 7]
-    return attention(q[:, order], k, v, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, impl="reference")[
-        :, [order.index(i) for i in range(8)]
-    ]
-
-
-def altered(change):
-    def op(q, k, v, *, cu_seqlens, max_seqlen):
-        out = attention(q, k, v, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, impl="sdpa")
-        return change(out)
-
-    return op
-
-
-def nan_tail(out):
-    return torch.cat([out[:-1], out[-1:] * math.nan])
-
-
-class HalvedGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return upstream * 0.98
-
-
-def refusing(*tensors, **named):
-    raise RuntimeError("out of resource: shared memory")
-
-
-def scaled(q, k, v, *, cu_seqlens, max_seqlen):
-    return attention(q, k, v, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, scale=0.12, impl="sdpa")
-
-
-WRONG_ATTENTION = [
-    one_document, shifted_documents, wrong_groups, scaled, altered(nan_tail), altered(HalvedGradient.apply),
-    altered(lambda out: out[:-1]), altered(lambda out: out * 1.02), refusing,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("op", WRONG_ATTENTION)
-def test_a_wrong_attention_fails(op):
-    check = correctness.check_attention(op, ATTENTION_CASE, CPU)
-    assert check.passed is False
-    assert check.detail
-
-
-def with_options(op, **changes):
-    return lambda *tensors, options: op(*tensors, options=replace(options, **changes), impl="reference")
-
-
-class Truncated(torch.autograd.Function):
-    """bf16 gradients cut off, not rounded: what Triton's interpreter does."""
-
-    @staticmethod
-    def forward(ctx, logits, target, options):
-        wide = logits.detach().float().requires_grad_()
-        with torch.enable_grad():
-            loss = cross_entropy(wide, target, options=options, impl="reference")
-        ctx.wide, ctx.loss = wide, loss
-        return loss.detach()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        (gradient,) = torch.autograd.grad(ctx.loss, ctx.wide, upstream)
-        bits = gradient.view(torch.int32) & ~0xFFFF
-        return bits.view(torch.float32).bfloat16(), None, None
-
-
-def coarse(logits, target, *, options):
-    """Losses rounded to bf16, their gradient untouched."""
-    losses = cross_entropy(logits, target, options=options, impl="reference")
-    return losses + (losses.bfloat16() - losses).detach()
-
-
-def differentiable(hidden, weight, target, token_weight, *, options):
-    losses = linear_cross_entropy(hidden, weight, target, options=options)
-    return losses @ token_weight, losses
-
-
-def leaking(logits, target, *, options):
-    return cross_entropy(
-        logits, target.clamp_min(0), options=replace(options, ignore_index=-1), impl="reference"
-    )
-
-
-WRONG_LOSSES = [
-    (correctness.check_cross_entropy, with_options(cross_entropy, z_loss=2e-3)),
-    (correctness.check_cross_entropy, with_options(cross_entropy, vocab_size=None)),
-    (correctness.check_cross_entropy, with_options(cross_entropy, vocab_size=975)),
-    (correctness.check_cross_entropy, lambda x, t, options: Truncated.apply(x, t, options)),
-    (correctness.check_cross_entropy, coarse),
-    (correctness.check_cross_entropy, leaking),
-    (correctness.check_cross_entropy, refusing),
-    (correctness.check_linear, with_options(linear_cross_entropy, z_loss=0.0)),
-    (correctness.check_linear, with_options(linear_cross_entropy, vocab_size=None)),
-    (correctness.check_linear, refusing),
-    (correctness.check_linear_sum, with_options(linear_cross_entropy_sum, z_loss=0.0)),
-    (
-        correctness.check_linear_sum,
-        lambda h, w, t, u, options: linear_cross_entropy_sum(h, w, t, torch.ones_like(u), options=options),
-    ),
-    (correctness.check_linear_sum, differentiable),
-]
-
-
-@pytest.mark.parametrize(("check", "op"), WRONG_LOSSES)
-def test_a_wrong_loss_fails(check, op):
-    found = check(op, LOSS_CASE, CPU)
-    assert found.passed is False
-    assert found.detail
 
 
 SMALL = Size(24, 3, 4, 2, 16, 32, 160, torch.float32)
@@ -271,14 +117,26 @@ def small_cases(monkeypatch):
     monkeypatch.setattr(correctness, "loss_cases", lambda: [LOSS_CASE])
 
 
+LIGER = dict.fromkeys(("liger", "liger float32 sums"), "left out: interpreted it takes half a minute")
+
+
+def here(part, ops, folder):
+    """A part's checks in this process."""
+    file = folder / f"{part}.jsonl"
+    gpu_check.run_part(part, ops, SMALL, CPU, file)
+    return found_checks(part, file.read_text().splitlines(keepends=True), "ended")
+
+
 def plan_of(folder, ops):
     results = folder / "RESULTS.md"
     results.write_text("# Results\n")
-    return gpu_check.Plan(CPU, ops, SMALL, folder, results)
+    parts = {part: partial(here, part, ops, folder) for part in gpu_check.PARTS_S}
+    return gpu_check.Plan(CPU, parts, folder, results, LIGER)
 
 
 def test_make_gpu_checks_measures_and_appends(small_cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "BUDGET_MS", 4.0)
+    monkeypatch.setattr(clock, "FEWEST_REPEATS", 1)
+    monkeypatch.setattr(clock, "MOST_REPEATS", 2)
     # megatron-core's functions as they are: compiling them takes half a minute and changes no result
     with torch.compiler.set_stance("force_eager"):
         assert gpu_check.run(plan_of(tmp_path, gpu_check.public_ops(("auto",)))) == 0
@@ -292,7 +150,7 @@ def test_make_gpu_checks_measures_and_appends(small_cases, tmp_path, monkeypatch
 
 
 def test_make_gpu_fails_with_the_failing_lines(small_cases, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gpu_check, "measure_record", lambda plan, deadline: record_of(failed_ours()))
+    monkeypatch.setattr(gpu_check, "measure_record", lambda *arguments: record_of(failed_ours()))
     ops = [("attention", "auto", partial(attention, impl="auto")), ("attention", "wrong", one_document)]
     assert gpu_check.run(plan_of(tmp_path, ops)) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -300,10 +158,44 @@ def test_make_gpu_fails_with_the_failing_lines(small_cases, tmp_path, capsys, mo
     assert "[wrong]" in lines[0]
     assert "output: error" in lines[0]
     assert lines[1] == "FAILED: benchmark attention forward 8k: ours triton: refused: RuntimeError: no"
-    assert (
-        "1 failed" in (tmp_path / "RESULTS.md").read_text()
-        or "2 failed" in (tmp_path / "RESULTS.md").read_text()
-    )
+    assert ", 2 failed," in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize(("required", "code"), [(True, 1), (False, 0)])
+def test_a_required_check_that_was_not_run_fails_the_command(required, code, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_check, "measure_record", lambda *arguments: record_of([]))
+    plan = replace(plan_of(tmp_path, []), parts={"x": lambda: [Check("gqa 8", None, "no time", required)]})
+    assert gpu_check.run(plan) == code
+    assert capsys.readouterr().err == ("NOT RUN: gqa 8: no time\n" if required else "")
+    assert "- NOT RUN: gqa 8: no time" in plan.results.read_text()
+
+
+def test_what_was_measured_before_the_run_broke_off_is_written(small_cases, tmp_path, monkeypatch):
+    def measure_record(plan, deadline, compiling, keep):
+        keep(record_of([timed("cross_entropy", "ours auto", 1.8)]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "measure_record", measure_record)
+    plan = plan_of(tmp_path, [])
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run(plan)
+    assert len(json.loads((tmp_path / "benchmark.json").read_text())["measurements"]) == 1
+    assert "met: cross_entropy 8k 1.80 ms" in plan.results.read_text()
+
+
+def test_without_matplotlib_everything_else_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_check, "measure_record", lambda *arguments: record_of([]))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert gpu_check.run(replace(plan_of(tmp_path, []), parts={})) == 0
+    assert "no plot: " in capsys.readouterr().out
+    assert (tmp_path / "benchmark.json").exists()
+    assert "## NVIDIA H200" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_results_that_do_not_exist_are_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--results", str(tmp_path / "none.md")])
+    assert "expected a markdown file that exists" in capsys.readouterr().err
 
 
 def failed_ours():
@@ -313,12 +205,81 @@ def failed_ours():
     ]
 
 
-def test_checks_left_at_the_deadline_are_counted_not_passed(capsys):
-    found = gpu_check.run_checks("part", [lambda: raising(AssertionError)] * 3, Deadline(9.0, begun=-1e9))
-    (left,) = found
-    assert left.passed is None
-    assert left.name == "part: 3 checks"
+def waiting_for(*calls):
+    return [Waiting(f"check {i}", call, required=i % 2 == 1) for i, call in enumerate(calls)]
+
+
+def told(waiting, folder, deadline, lost=lambda: None):
+    file = folder / "checks.jsonl"
+    with file.open("w") as lines:
+        run_checks(waiting, deadline, lost, lines)
+    return found_checks("part", file.read_text().splitlines(keepends=True), "exit code 0")
+
+
+def good():
+    return Check("", True, "good")
+
+
+def test_checks_left_at_the_deadline_are_counted_not_passed(tmp_path, capsys):
+    late = Deadline(9.0, begun=-1e9)
+    found = told(waiting_for(*[lambda: raising(AssertionError)] * 3), tmp_path, late)
+    assert found == [
+        Check("check 1", None, late.reason, required=True), Check("part: 2 checks", None, late.reason)
+    ]  # fmt: skip
     assert "0 of 3 checks passed, 3 not begun" in capsys.readouterr().out
+
+
+def test_a_lost_device_ends_a_part(tmp_path):
+    crash = lambda: raising(torch.AcceleratorError("illegal memory access"))  # noqa: E731
+    checks = waiting_for(good, crash, good, good)
+    found = told(checks, tmp_path, Deadline.after(99), lambda: "lost")
+    assert [(c.name, c.passed) for c in found] == [
+        ("check 0", True), ("check 1", False), ("check 3", None), ("part: 1 checks", None)
+    ]  # fmt: skip
+    assert found[1].detail == "refused: AcceleratorError: illegal memory access"
+    assert found[2].detail == "lost"
+    assert len(told(checks, tmp_path, Deadline.after(99))) == 4
+    assert all(c.passed is not None for c in told(checks, tmp_path, Deadline.after(99)))
+
+
+@pytest.mark.parametrize(
+    ("last_words", "ended"), [("time.sleep(60)", "was killed after 3 s"), ("os._exit(7)", "exit code 7")]
+)
+def test_a_kernel_that_hangs_or_dies_ends_its_process_alone(last_words, ended):
+    script = f"""
+import json, os, sys, time
+with open(sys.argv[1], "a") as file:
+    for name in "abc":
+        print(json.dumps(dict(kind="waiting", name=name, required=True)), file=file)
+    print(json.dumps(dict(kind="begun", name="a")), file=file)
+    print(json.dumps(dict(kind="done", name="a", passed=True, detail="", required=True)), file=file)
+    print(json.dumps(dict(kind="begun", name="b")), file=file, flush=True)
+    {last_words}
+"""
+    found = checks_apart("part", [sys.executable, "-c", script], 3.0)
+    assert [(c.name, c.passed) for c in found] == [("a", True), ("b", False), ("c", None)]
+    assert found[1].detail.startswith("gave no result: its process")
+    assert found[1].detail.endswith(ended)
+    assert [c.fails for c in found] == [False, True, True]
+
+
+def test_a_part_that_tells_nothing_fails():
+    (found,) = checks_apart("part", [sys.executable, "-c", "raise SystemExit(3)"], 30.0)
+    assert found.fails
+    assert found.detail.endswith("exit code 3")
+
+
+def test_the_required_checks_come_first():
+    ops = gpu_check.public_ops(("triton", "auto"))
+    waiting = correctness.checks(ops, CPU)
+    names = [w.name for w in waiting]
+    assert len(set(names)) == len(names) == 2 * (3 * 9 + 36)
+    for i, group in enumerate((1, 1, 4, 4, 8, 8)):
+        assert f"attention bfloat16 dim 128 gqa {group}," in names[i]
+        assert waiting[i].required
+    required = [w.required for w in waiting]
+    assert required == sorted(required, reverse=True)
+    assert sum(required) == 2 * (3 + 3 * 3)
 
 
 def test_make_gpu_without_a_gpu(monkeypatch, capsys):
@@ -343,6 +304,15 @@ def record_of(measurements, device="NVIDIA H200"):
         ([timed("cross_entropy", "ours auto", 1.8)], ["met: cross_entropy 8k 1.80 ms"]),
         ([timed("cross_entropy", "ours auto", 1.9)], ["missed: cross_entropy 8k 1.90 ms"]),
         ([timed("cross_entropy", "ours triton", 9.0)], []),
+        ([replace(timed("cross_entropy", "ours auto", 1.7), reason="does not count")], []),
+        ([replace(timed("linear_cross_entropy_sum", "ours auto", 1.7), reason="does not count")], []),
+        (
+            [
+                replace(timed("attention", "ours auto", 1.05), alternated_peer="torch", alternated_ratio=1),
+                timed("attention", "torch", 1.0),
+            ],
+            ["met: ours auto attention both 8k takes 1.00"],
+        ),
         (
             [
                 timed("linear_cross_entropy_sum", "ours auto", 36.0),
