@@ -30,7 +30,7 @@ test-long: .venv/.done
 
 # Each planted bug has to be caught by a test of the kernels: about 8 minutes on two cores, no GPU.
 test-mutations: .venv/.done
-	$(BIN)/python tests/mutations/run.py
+	$(BIN)/python tests/mutations/run.py --jobs 2
 
 check: .venv/.done
 	$(BIN)/ruff format --check .
