@@ -11,7 +11,9 @@ from tpt_megatron.config.load import load
 from tpt_megatron.errors import ConfigError
 from tpt_megatron.mcore.ops import LOSSES, model_ops
 
-SMALL = ["model.num_layers=2", "train.global_batch_size=4", "model.hidden_size=32"]  # rows are interpreted
+SMALL = [  # every row of logits is a program of the interpreter
+    "model.num_layers=2", "model.hidden_size=32", "train.global_batch_size=4", "data.sequence_length=16",
+]  # fmt: skip
 TENSOR, SEQUENCE = [*SMALL, "parallel.tensor=2"], "parallel.sequence=true"
 SPLIT = [*TENSOR, SEQUENCE]
 OWN = """
