@@ -89,7 +89,7 @@ def delta(target: str, dim: int, dtype: str) -> Compilation:
         divisible=tuple(strides),
         num_warps=4,
         num_stages=1,
-        min_occupancy=1,
+        min_occupancy=5 if target.startswith("gfx") else 32,
         matrix=False,
         flop=2 * DELTA_BLOCK * dim,
         bytes=2 * DELTA_BLOCK * dim * (4 if dtype == "fp32" else 2),

@@ -33,18 +33,15 @@ AUTO = {
     "gfx950": ("triton", "triton"),
 }
 
-
 ATTENTION_IMPLS = ("auto", *BY_NAME)
 
 
 def attention_by(
-    impl: str, query: Tensor, cu_seqlens: Tensor, max_seqlen: int, kv_tokens: int,
-    query_positions: Tensor | None,
-) -> Attention:  # fmt: skip
+    impl: str, query: Tensor, key: Tensor, cu_seqlens: Tensor, max_seqlen: int, query_positions: Tensor | None
+) -> Attention:
     """The function that `impl` names; ValueError for an unknown one, or one that cannot place queries."""
     if impl == "auto":
-        even = max_seqlen * (cu_seqlens.shape[0] - 1) == kv_tokens
-        impl = _auto(query, even, query_positions is not None)
+        impl = _auto(query, sdpa.even(key, cu_seqlens, max_seqlen), query_positions is not None)
     if impl not in BY_NAME:
         raise ValueError(f"impl: got {impl!r}, expected one of {', '.join(ATTENTION_IMPLS)}")
     if query_positions is not None and impl not in ("reference", "triton"):

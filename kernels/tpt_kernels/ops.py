@@ -37,7 +37,7 @@ def attention(
     impl "triton" gives the same bits for the same inputs; "auto" does under
     torch.use_deterministic_algorithms, and else may take a faster peer whose backward adds in any order.
     """
-    run = attention_by(impl, query, cu_seqlens, max_seqlen, key.shape[0], query_positions)
+    run = attention_by(impl, query, key, cu_seqlens, max_seqlen, query_positions)
     _check_attention(query, key, value, cu_seqlens, query_positions)
     return run(
         query, key, value, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,

@@ -27,7 +27,7 @@ def attention(
     only).
     """
     assert query_positions is None, "choice.py refuses placed queries here"
-    if _even(key, cu_seqlens, max_seqlen):
+    if even(key, cu_seqlens, max_seqlen):
         return _equal_documents(query, key, value, max_seqlen, scale)
     bounds = cu_seqlens.tolist()
     parts = [
@@ -50,7 +50,7 @@ def cudnn_attention(
 ) -> Tensor:
     """torch's cuDNN backend, for documents of one length; its backward is not bit-repeatable."""
     assert query_positions is None, "choice.py refuses placed queries here"
-    if not _even(key, cu_seqlens, max_seqlen):
+    if not even(key, cu_seqlens, max_seqlen):
         raise ValueError("impl: got 'cudnn' for ragged documents; use 'triton' or 'flash'")
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         return _equal_documents(query, key, value, max_seqlen, scale)
@@ -81,7 +81,7 @@ def flash_attention(
     return out
 
 
-def _even(key: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
+def even(key: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
     """Whether every document is as long as the longest: known without reading cu_seqlens."""
     return max_seqlen * (cu_seqlens.shape[0] - 1) == key.shape[0]
 

@@ -1,6 +1,9 @@
 """The compile targets that have committed tiles, and which of them a device is."""
 
+from contextlib import AbstractContextManager
+
 import torch
+from torch import Tensor
 from triton import knobs
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx950")
@@ -40,6 +43,13 @@ def has_tiles(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        return target_of(device) != HOST
+        target_of(device)
     except ValueError:
         return False
+    return True
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    """Makes the tensor's GPU the current one, where Triton launches; nothing for a tensor on the CPU."""
+    guard: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return guard

@@ -106,5 +106,5 @@ def test_auto_on_a_gpu(target, even, change, chosen, monkeypatch):
         shape=(8, 2, change.get("dim", 64)),
     )
     positions = torch.zeros(8) if change.get("placed") else None
-    run = choice.attention_by("auto", query, torch.zeros(3), 4 if even else 5, 8, positions)
+    run = choice.attention_by("auto", query, torch.zeros(8), torch.zeros(3), 4 if even else 5, positions)
     assert run is choice.BY_NAME[chosen]

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from tpt_kernels.flash.launch import backward, forward
 from tpt_kernels.flash.ranges import Ranges, visible_ranges
 from tpt_kernels.flash.tiles import FORWARD, KEY_VALUE, QUERY, tile_of
+from tpt_kernels.target import device_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -49,7 +50,7 @@ def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, key_begin: Tensor, key_end: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out [tokens, heads, dim] and the base-2 logsumexp of each row of scores [heads, tokens] float32."""
-    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # launches go to the current device
+    with device_of(query):
         return forward(query, key, value, key_begin, key_end, scale, tile_of(FORWARD, query))
 
 
@@ -69,7 +70,7 @@ def attention_backward(
     """The gradients of query, key and value."""
     ranges = Ranges(key_begin, key_end, query_begin, query_end)
     tiles = tile_of(KEY_VALUE, query), tile_of(QUERY, query)
-    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # launches go to the current device
+    with device_of(query):
         return backward(query, key, value, out, logsumexp, out_gradient, ranges, scale, *tiles)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tpt_kernels import reference
 from tpt_kernels.loss.kernels import gradient_kernel, statistics_kernel
 from tpt_kernels.loss.statistics import Columns
-from tpt_kernels.target import has_tiles, target_of
+from tpt_kernels.target import HOST, device_of, has_tiles, target_of
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class RowTile:
     block: int
     num_warps: int
     num_stages: int
-    occupancy: int = (
-        1  # floor that kernels/bench/resources.py holds it to: warps a SM, or waves a SIMD of gfx9
-    )
+    occupancy: int = 1  # the gate's floor: warps a SM, or waves a SIMD of gfx9
 
 
 LOSS_IMPLS = ("auto", "reference", "triton")
@@ -37,9 +35,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # 4,096 columns over 8 warps: 16 a thread, two 16-byte loads of bf16 in flight. gfx9 has 64 lanes a warp.
 TILES = {
-    **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8, 2)),
-    **dict.fromkeys(("gfx942", "gfx950"), RowTile(4096, 8, 2)),
-    "cpu": RowTile(256, 1, 1),
+    **dict.fromkeys(("sm_80", "sm_90", "sm_100"), RowTile(4096, 8, 2, occupancy=16)),
+    **dict.fromkeys(("gfx942", "gfx950"), RowTile(4096, 8, 2, occupancy=6)),
+    HOST: RowTile(256, 1, 1),
 }
 
 
@@ -68,7 +66,7 @@ def row_statistics(logits: Tensor, target: Tensor, columns: Columns) -> Tensor:
     if not tokens:
         return statistics
     tile = _tile(logits)
-    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # launches go to the current device
+    with device_of(logits):
         statistics_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics, logits.stride(0), tokens,
             columns.valid, columns.first, BLOCK=tile.block, **_options(tile),
@@ -85,7 +83,7 @@ def logits_gradient_(
     if not tokens:
         return
     tile = _tile(logits)
-    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]  # launches go to the current device
+    with device_of(logits):
         gradient_kernel[(tokens,)](
             _rows(logits), target.contiguous(), statistics.contiguous(), upstream.float().contiguous(),
             logits.stride(0), tokens, held, columns.valid, columns.first, z_loss,
