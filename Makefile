@@ -36,6 +36,7 @@ check: .venv/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=kernels:kernels/bench $(BIN)/mypy --explicit-package-bases kernels/bench
 	$(BIN)/python -m pytest tests/test_house.py
 
 # Compiles every kernel for every chip, with none of them here.
