@@ -8,6 +8,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
+Comparison = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 
 
 class Section(BaseModel):
@@ -50,11 +51,17 @@ class ParallelConfig(Section):
 
 
 class CorpusConfig(Section):
-    paths: tuple[str, ...] = ()  # JSONL or Parquet: paths, globs, folders
+    """Where rows come from and which columns they have; the presets of data recipes set these."""
+
+    paths: tuple[str, ...] = ()  # JSONL or Parquet: paths, globs, folders, fsspec URLs
     reader: str = "auto"  # a slot: an iterable of documents
     text_key: str = "text"
     id_key: str = "id"  # a row without it gets the xxh3-128 of its text
+    messages_key: str = "messages"  # style "chat" only: a list of {"role", "content"}
     source: str = ""
+    source_key: str = ""  # a column that names the row's source; "": `source` for all
+    where: tuple[tuple[str, Comparison, str | float | bool], ...] = ()  # rows that fail one are left out
+    max_row_bytes: PositiveInt = 16 * 2**20  # a longer line or cell is quarantined, unread
     max_documents: PositiveInt | None = None
 
 
@@ -75,18 +82,49 @@ class ThinkingConfig(Section):
     documents_per_chunk: PositiveInt = 1024  # rows of one Parquet file
 
 
+class FilterConfig(Section):
+    """Which rows `tpt pack` leaves out, each counted under the filter's name; none is the paper's setting."""
+
+    names: tuple[str, ...] = ()  # slots: names of data/filters.py, or "package.module:function"
+    min_document_characters: Count = 0
+    max_document_characters: PositiveInt | None = None
+    min_thinking_characters: Count = 0
+    max_thinking_characters: PositiveInt | None = None
+    ngram_words: PositiveInt = 13
+    max_ngram_share: Fraction = 0.3  # of a thought's n-grams that repeat an earlier one
+    min_compression_ratio: NonNegative = 0.12  # compressed / raw bytes; a loop compresses to next to nothing
+    languages: tuple[str, ...] = ("en",)  # ISO 639-1
+    near_duplicates: bool = False  # MinHash
+    near_similarity: Fraction = 0.8  # Jaccard similarity of word 5-grams
+
+
 class DataConfig(Section):
-    inputs: tuple[str, ...] = ()  # folders of trajectories, or corpora for style "none"
+    inputs: tuple[str, ...] = ()  # folders of trajectories, or corpora for the styles "none" and "chat"
     tokenizer: str = ""
-    style: Literal["think_tags", "plain", "prefix", "none"] = "think_tags"
+    encoder: Literal["auto", "gigatoken", "fastokens", "huggingface", "sentencepiece"] = "auto"
+    style: Literal["think_tags", "plain", "prefix", "none", "chat"] = "think_tags"
+    chat_template: str = "auto"  # style "chat": a name of data/templates, or a path
     output: str = ""  # the dataset's prefix: OUTPUT.bin, OUTPUT.idx, ...
     think_open: str = "<think>"
     think_close: str = "</think>"
     end_token: str | None = None  # end of document; None: the tokenizer's end-of-sequence
     begin_token: str | None = None  # put before every document; None: nothing
-    blend: tuple[tuple[str, Positive], ...] = ()  # (dataset prefix, weight per token)
+    exact_dedup: bool = True  # the first of equal documents stays
+    filter: FilterConfig = FilterConfig()
+    max_thinking_tokens: PositiveInt | None = None  # a longer thought is cut
+    long_documents: Literal["split", "truncate_thought", "drop"] = "split"  # longer than sequence_length
+    raw_tokens: PositiveInt | None = None  # keep a random sample of documents with so many document tokens
+    lineage_keys: tuple[str, ...] = ()  # metadata fields that the lineage keeps, for `tpt report`
+    workers: PositiveInt = 1  # processes on this machine
+    executor: Literal["local", "ray"] = "local"
+    shard: str = ""  # "0/8": only blocks 0, 8, 16, ...; the same command without it assembles
+    blend: tuple[tuple[str, Positive], ...] = ()  # (dataset prefix, weight)
+    weight_unit: Literal["token", "document"] = "token"
+    packing: Literal["concat", "best_fit"] = "concat"
     sequence_length: PositiveInt = 8192
-    document_mask: bool = False  # attention and positions restart at each document
+    document_mask: bool = False  # attention and positions restart at each document; always so in style "chat"
+    cache_dir: str = ""  # where remote datasets of the blend are copied
+    prefetch_batches: Count = 2  # made ahead of training, in a thread
 
 
 class OptimizerConfig(Section):
