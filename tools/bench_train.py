@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpt_megatron.data.indexed import IndexedWriter
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.train.log import read_metrics
 
 SHAPE = {"num_layers": 6, "hidden_size": 384, "ffn_hidden_size": 1024, "num_attention_heads": 6}

@@ -30,7 +30,9 @@ class BadRow:
     file: str
     line: int  # from 1; in Parquet the row
     reason: str
-    offset: int = -1  # of the line's first byte, in the file as stored or, if compressed, as unpacked; -1: none
+    offset: int = (
+        -1
+    )  # of the line's first byte, in the file as stored or, if compressed, as unpacked; -1: none
 
 
 @dataclass(frozen=True, slots=True)

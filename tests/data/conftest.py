@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tpt_megatron.artifact import manifest_of_files, write_manifest
-from tpt_megatron.data.indexed import IndexedWriter
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.records import TRAJECTORY_SCHEMA
 
 Row = tuple[str, str, str]  # id, text, thinking

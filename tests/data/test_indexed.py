@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tpt_megatron.artifact import verify_manifest
-from tpt_megatron.data.indexed import CORE, IndexedDataset, IndexedWriter, token_dtype
+from tpt_megatron.data.indexed import IndexedDataset
+from tpt_megatron.data.layout import CORE, token_dtype
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.errors import DamagedError, InputError
 
 Sequences = list[tuple[list[int], int, int]]
@@ -60,7 +62,7 @@ def test_an_index_in_pieces_is_the_same(
 ) -> None:
     sequences = random_sequences(21, 9)
     make_dataset(tmp_path / "whole", sequences)
-    monkeypatch.setattr("tpt_megatron.data.indexed.SEQUENCES_PER_WRITE", sequences_per_write)
+    monkeypatch.setattr("tpt_megatron.data.writer.SEQUENCES_PER_WRITE", sequences_per_write)
     make_dataset(tmp_path / "pieces", sequences)
     assert (tmp_path / "whole.idx").read_bytes() == (tmp_path / "pieces.idx").read_bytes()
 

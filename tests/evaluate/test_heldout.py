@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tpt_megatron.config.schema import EvaluateConfig
-from tpt_megatron.data.indexed import IndexedWriter
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.errors import ConfigError, InputError
 from tpt_megatron.evaluate.heldout import evaluate_heldout
 

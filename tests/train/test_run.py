@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tpt_megatron.config.schema import OptimizerConfig
-from tpt_megatron.data.indexed import IndexedWriter
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.train.log import MetricsLog, read_metrics
 from tpt_megatron.train.schedule import learning_rate
 

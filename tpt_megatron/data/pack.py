@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from tpt_megatron.config.schema import CorpusConfig, DataConfig
 from tpt_megatron.data.compose import Recipe, build_recipe, compose
-from tpt_megatron.data.indexed import IndexedWriter
 from tpt_megatron.data.source import open_corpus, read_trajectories
+from tpt_megatron.data.writer import IndexedWriter
 from tpt_megatron.errors import ConfigError, InputError
 from tpt_megatron.records import BadRow, Document, Trajectory, stable_hash
 from tpt_megatron.tokenizer import TextTokenizer
