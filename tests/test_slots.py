@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tpt_megatron.config.load import load
+from tpt_megatron.data.filters import apply_filters, open_filters
+from tpt_megatron.data.rows import RowBatch
 from tpt_megatron.data.source import open_corpus
 from tpt_megatron.errors import ConfigError
 from tpt_megatron.models.family import family_of
@@ -24,6 +26,15 @@ def test_a_corpus_reader(tmp_path):
     (tmp_path / "notes.txt").write_text("first note\n\nsecond note\n")
     config = load(["corpus.reader=paragraphs:read", f'corpus.paths=["{tmp_path}/notes.txt"]'])
     assert [document.text for document in open_corpus(config.corpus)] == ["first note", "second note"]
+
+
+def test_a_filter():
+    config = load(['data.filter.names=["refusal", "no_code:keep"]']).data.filter
+    rows = RowBatch(
+        ["a", "b"], ["x", "y"], ["", ""], [{}, {}], thoughts=["Plain words.", "Run it:\n```\n1\n```"]
+    )
+    kept, dropped = apply_filters(rows, open_filters(config), config)
+    assert (kept.ids, dropped) == (["a"], {"no_code:keep": 1})
 
 
 def test_a_model_family():

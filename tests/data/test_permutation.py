@@ -15,6 +15,23 @@ def test_it_is_a_permutation(size: int, key: tuple[int, ...]) -> None:
     assert sorted(permutation[index] for index in range(size)) == list(range(size))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097, 2**31 + 11, 10**15 + 7])
+@pytest.mark.parametrize("key", [(0, 0, 0), (2**70, -1, 3)])
+def test_many_at_once_are_those_one_by_one(size: int, key: tuple[int, ...]) -> None:
+    permutation = Permutation(size, *key)
+    indices = np.unique(np.random.default_rng(0).integers(0, size, size=300))
+    indices = np.unique(np.concatenate([indices, [0, size - 1]]))[::-1]
+    assert permutation.many(indices).tolist() == [permutation[index] for index in indices.tolist()]
+    assert permutation.many(indices[:0]).tolist() == []
+    with pytest.raises(AssertionError):
+        permutation.many(np.array([size]))
+
+
+@pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 65_537, 300_000])
+def test_many_give_a_permutation(size: int) -> None:
+    assert np.unique(Permutation(size, 7).many(np.arange(size))).tolist() == list(range(size))
+
+
 def test_order_depends_on_every_part_of_the_key() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (-1, 0, 0), (2**70, 0, 0), (10, 0, 0)]
     orders = {tuple(Permutation(50, *key)[index] for index in range(50)) for key in keys}

@@ -11,8 +11,8 @@ import pytest
 import zstandard
 
 from tpt_megatron.config.schema import CorpusConfig
-from tpt_megatron.data.source import open_corpus, read_trajectories
-from tpt_megatron.errors import ConfigError, DamagedError, InputError
+from tpt_megatron.data.source import open_corpus
+from tpt_megatron.errors import ConfigError, InputError
 from tpt_megatron.records import BadRow, Document, text_id
 
 ENCODERS: dict[str, Callable[[bytes], bytes]] = {
@@ -131,32 +131,3 @@ def test_the_reader_is_a_slot() -> None:
     assert list(open_corpus(CorpusConfig(reader=reader, source="s"))) == [Document("x", "s")]
     with pytest.raises(ConfigError, match=r"corpus\.reader"):
         open_corpus(CorpusConfig(reader="autp"))
-
-
-def test_trajectories_in_the_order_of_their_files(
-    tmp_path: Path, make_trajectories: Callable[..., Path]
-) -> None:
-    folder = make_trajectories(tmp_path / "t", [[("a", "A", "p"), ("b", "B", "q")], [("c", "C", "")]], "web")
-    rows = list(read_trajectories(folder))
-    assert [(r.id, r.text, r.thinking, r.source) for r in rows] == [
-        ("a", "A", "p", "web"), ("b", "B", "q", "web"), ("c", "C", "", "web"),
-    ]  # fmt: skip
-
-
-def test_trajectories_that_are_not_finished_or_damaged_are_refused(
-    tmp_path: Path, make_trajectories: Callable[..., Path]
-) -> None:
-    with pytest.raises(InputError, match="pending, got 3"):
-        read_trajectories(make_trajectories(tmp_path / "pending", [[("a", "A", "p")]], pending=3))
-    folder = make_trajectories(tmp_path / "t", [[("a", "A", "p")]])
-    path = folder / "part-00000.parquet"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(DamagedError, match="wrong size"):
-        read_trajectories(folder)
-    path.write_bytes(whole[:-6] + bytes(6))
-    with pytest.raises(DamagedError, match="part-00000"):
-        list(read_trajectories(folder))
-    (folder / "manifest.json").unlink()
-    with pytest.raises(InputError, match="no manifest"):
-        read_trajectories(folder)

@@ -6,7 +6,9 @@ layout_worker.py JOBS.json    name -> {"config": path, "steps": n, "load": step 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch.distributed as dist
@@ -14,7 +16,7 @@ from megatron.core import parallel_state
 from tpt_kernels.testing import install_interpreter
 
 from tpt_megatron.config.load import resolved
-from tpt_megatron.data.dataset import Sample
+from tpt_megatron.data.sample import Sample
 from tpt_megatron.mcore import checkpoint
 from tpt_megatron.mcore.checkpoint import TrainState
 from tpt_megatron.mcore.engine import build_engine, train_step
@@ -41,6 +43,17 @@ class FixedSamples:
         positions = np.concatenate([np.arange(cut), np.arange(self.length - cut)])
         bounds = np.array([0, cut, self.length], np.int32)
         return Sample(row[:-1], labels, positions, bounds, np.arange(self.length) >= cut)
+
+    def batch(self, numbers: Sequence[int]) -> SimpleNamespace:
+        """What training reads of a SampleBatch."""
+        rows = [self[number] for number in numbers]
+        bounds = [row.cu_seqlens[:-1] + place * self.length for place, row in enumerate(rows)]
+        cu_seqlens = np.concatenate([*bounds, [len(rows) * self.length]]).astype(np.int32)
+        columns = {
+            name: np.stack([getattr(row, name) for row in rows])
+            for name in ("tokens", "labels", "positions", "thinking")
+        }
+        return SimpleNamespace(**columns, cu_seqlens=cu_seqlens, max_seqlen=int(np.diff(cu_seqlens).max()))
 
 
 def run(job: dict) -> dict[str, list[float]]:

@@ -90,6 +90,7 @@ class FilterConfig(Section):
     max_document_characters: PositiveInt | None = None
     min_thinking_characters: Count = 0
     max_thinking_characters: PositiveInt | None = None
+    think_tags: tuple[str, str] = ("<think>", "</think>")  # of the generator, for "unclosed_tag"
     ngram_words: PositiveInt = 13
     max_ngram_share: Fraction = 0.3  # of a thought's n-grams that repeat an earlier one
     min_compression_ratio: NonNegative = 0.12  # compressed / raw bytes; a loop compresses to next to nothing

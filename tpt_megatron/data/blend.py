@@ -10,14 +10,17 @@ import numpy.typing as npt
 
 from tpt_megatron.errors import ConfigError
 
-CYCLE = 65536  # shares are exact to half a slot: 0.0008%
+CYCLE = 2**20  # shares are exact to half a slot: 0.00005%
+
+Indices = npt.NDArray[np.int64]
 
 
 class Blend:
     """A spread of datasets by weight, the same for every seed and world size."""
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """`weights` need not sum to one; raises ConfigError for a share below one slot of the cycle."""
+        """`weights`, of samples, need not sum to one; raises ConfigError for a share below one slot of the
+        cycle."""
         if not weights or min(weights) <= 0 or not np.isfinite(weights).all():
             raise ConfigError("data.blend: every weight must be positive and finite", got=list(weights))
         cycle = CYCLE if len(weights) > 1 else 1
@@ -35,14 +38,25 @@ class Blend:
         self._dataset = dataset[order].astype(np.int32)  # [cycle]
         self._number = number[order].astype(np.int32)  # [cycle] how often the dataset came before
 
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """The part of all samples that each dataset gives, [datasets]."""
+        return self.counts / self.counts.sum()
+
     def locate(self, sample: int) -> tuple[int, int]:
         """The dataset's index, and the sample's number among that dataset's own samples (from 0)."""
         cycle, slot = divmod(sample, len(self._dataset))
         dataset = int(self._dataset[slot])
         return dataset, cycle * int(self.counts[dataset]) + int(self._number[slot])
 
+    def locate_many(self, samples: Indices) -> tuple[Indices, Indices]:
+        """`locate` of each of `samples` [n]: datasets [n] and numbers [n]."""
+        cycle, slot = np.divmod(samples, len(self._dataset))
+        dataset = self._dataset[slot].astype(np.int64)
+        return dataset, cycle * self.counts[dataset] + self._number[slot]
 
-def _slots_per_dataset(weights: Sequence[float], cycle: int) -> npt.NDArray[np.int64]:
+
+def _slots_per_dataset(weights: Sequence[float], cycle: int) -> Indices:
     """Whole numbers that sum to `cycle`, nearest to the weights: the largest remainders are rounded up."""
     shares = np.asarray(weights, dtype=np.float64)
     ideal = shares / shares.sum() * cycle

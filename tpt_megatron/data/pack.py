@@ -1,108 +1,98 @@
-"""`tpt pack`: trajectories or raw documents become an indexed dataset.
+"""`tpt pack`: trajectories, raw documents or conversations become an indexed dataset.
 
-Memory is that of one batch of documents, their token counts and nothing else.
+Blocks of the input become pieces (packer.py), on any number of processes or machines; pieces become the
+dataset (assemble.py). The same command again goes on where it stopped, and does nothing where all is done.
 """
 
+import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tpt_megatron.artifact import MANIFEST_SUFFIX, check_sizes, read_manifest
 from tpt_megatron.config.schema import CorpusConfig, DataConfig
-from tpt_megatron.data.compose import Recipe, build_recipe, compose
-from tpt_megatron.data.source import open_corpus, read_trajectories
-from tpt_megatron.data.writer import IndexedWriter
+from tpt_megatron.data.assemble import Assembly, Tally, sole_assembler
+from tpt_megatron.data.blocks import Block, plan_blocks, read_block
+from tpt_megatron.data.chat import build_chat
+from tpt_megatron.data.compose import build_recipe
+from tpt_megatron.data.executor import run_tasks
+from tpt_megatron.data.filters import open_filters
+from tpt_megatron.data.identity import check_identity, describe, shard_of
+from tpt_megatron.data.layout import dataset_file, token_dtype
+from tpt_megatron.data.packer import PackJob, work_folder
+from tpt_megatron.data.piece import Piece, read_pieces
+from tpt_megatron.data.tokenize import choose_encoder
 from tpt_megatron.errors import ConfigError, InputError
-from tpt_megatron.records import BadRow, Document, Trajectory, stable_hash
-from tpt_megatron.tokenizer import TextTokenizer
+from tpt_megatron.tokenizer import TokenizerFacts, load_facts
 
-CHARACTERS_PER_BATCH = 2**20  # about 20 MB of ids in Python lists
-LINEAGE_ROWS = 2**16  # of one row group
-LINEAGE, QUARANTINE = "lineage.parquet", "quarantine.jsonl"
-LINEAGE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("sample", pa.int32()),
-        ("source", pa.string()),
-        ("document_tokens", pa.int32()),
-        ("thinking_tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-    ]
-)
-
-Row = Document | Trajectory | BadRow
+SAMPLE_CHARACTERS = 2**18  # per block looked at: about 0.1 s of the reference tokenizer
 
 
 @dataclass(frozen=True)
 class PackSummary:
     """What `pack` did. tokens = document_tokens + thinking_tokens."""
 
+    rows: int  # of the input: sequences + quarantined + left_out
     sequences: int
     tokens: int
     document_tokens: int  # the text with begin and end of document
     thinking_tokens: int  # all that TPT adds: tags, line breaks and thoughts
     quarantined: int
+    left_out: Mapping[str, int]  # by reason: duplicates, filters, ...
     seconds: float
-    megabytes: float  # of UTF-8 text and thoughts, packed (10^6 bytes)
+    megabytes: float  # of UTF-8 text and thoughts that were tokenized (10^6 bytes)
     prefix: str
-
-
-@dataclass
-class Tally:
-    """Counts that grow while packing; by_source is keyed by the name of the source."""
-
-    rows: int = 0  # read, good and bad
-    quarantined: int = 0
-    text_bytes: int = 0
-    first_bad: BadRow | None = None
-    by_source: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def total(self, name: str) -> int:
-        return sum(counts[name] for counts in self.by_source.values())
+    encoder: str  # "" where nothing had to be encoded
+    warning: str | None
+    shard: str = ""  # set: only these blocks' pieces were made, and there is no dataset yet
 
 
 def pack(data: DataConfig, corpus: CorpusConfig, report: Callable[[int], None]) -> PackSummary:
-    """Compose, tokenize and index `data.inputs` (or `corpus`, style "none" only) as `data.output`.
+    """Compose, tokenize and index `data.inputs` (or `corpus`, styles "none" and "chat") as `data.output`.
 
     `report` gets the number of rows done since its last call. Rows that are no documents go to
-    OUTPUT.quarantine.jsonl. Raises ConfigError naming the key, InputError where no document is left.
+    OUTPUT.quarantine.jsonl. Raises ConfigError naming the key; InputError where no document is left, where
+    the inputs or the settings are not those of the work that was begun, and where the disk fails.
     """
     started = time.monotonic()
     prefix = _prefix(data)
+    try:
+        return _pack(data, corpus, prefix, report, started)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or prefix}: {error.strerror or error}",
+            fix="mend it and run the same command again; what is finished is kept",
+        ) from error
+
+
+def _pack(
+    data: DataConfig, corpus: CorpusConfig, prefix: Path, report: Callable[[int], None], started: float
+) -> PackSummary:
+    shard, shards = shard_of(data.shard)
     if not data.tokenizer:
         raise ConfigError("data.tokenizer is empty", expected="a folder with tokenizer.json, or a hub name")
-    tokenizer = TextTokenizer(data.tokenizer)
-    recipe = build_recipe(data, tokenizer)
-    rows = _open_inputs(data, corpus)
-    with IndexedWriter(prefix, tokenizer.vocab_size) as writer, _Packer(writer, recipe, tokenizer) as packer:
-        for batch in _batches(rows):
-            packer.add(batch)
-            report(len(batch))
-        extras = packer.close()
-        tally = packer.tally
-        if not writer.num_sequences:
-            bad = f"; the first bad row: {tally.first_bad}" if tally.first_bad else ""
-            raise InputError(f"no document to pack, {tally.quarantined} bad rows{bad}")
-        writer.finish(_about(data, recipe, tokenizer, tally), extras)
-    return PackSummary(
-        sequences=tally.total("sequences"),
-        tokens=tally.total("tokens"),
-        document_tokens=tally.total("document_tokens"),
-        thinking_tokens=tally.total("thinking_tokens"),
-        quarantined=tally.quarantined,
-        seconds=time.monotonic() - started,
-        megabytes=tally.text_bytes / 1e6,
-        prefix=str(prefix),
-    )
+    plan = plan_blocks(data.inputs, corpus, data.style)
+    tokenizer = load_facts(data.tokenizer)
+    about = _about_recipe(data, tokenizer)
+    open_filters(data.filter)
+    identity = describe(data, corpus, tokenizer, plan)
+    if (done := _finished(prefix, identity)) is not None:
+        return _summary(done, prefix, started, "", None)
+    folder = work_folder(prefix)
+    check_identity(folder, identity)
+    mine = [block for block in plan.blocks if block.index % shards == shard]
+    encoder, warning = choose_encoder(tokenizer, data.encoder, _sample(plan.blocks, data, corpus))
+    job = PackJob(data, corpus, tokenizer, encoder, folder)
+    for rows in run_tasks(job.worker, mine, data.workers, data.executor):
+        report(rows)
+    if data.shard:
+        return _shard_summary(mine, folder, prefix, started, encoder, warning, data.shard)
+    with sole_assembler(folder):
+        tally = _assemble(plan.blocks, folder, prefix, data, tokenizer, {**about, "identity": identity})
+    shutil.rmtree(folder)
+    return _summary(tally, prefix, started, encoder, warning)
 
 
 def _prefix(data: DataConfig) -> Path:
@@ -114,117 +104,11 @@ def _prefix(data: DataConfig) -> Path:
     return Path(data.output)
 
 
-def _open_inputs(data: DataConfig, corpus: CorpusConfig) -> Iterator[Row]:
-    if data.inputs:
-        # A list, so that every folder is checked before the first is read.
-        return chain.from_iterable([read_trajectories(Path(folder)) for folder in data.inputs])
-    if data.style != "none":
-        raise ConfigError(
-            "data.inputs is empty", expected=f"folders of trajectories for data.style={data.style}",
-            fix="set data.inputs, or data.style=none to pack the corpus alone",
-        )  # fmt: skip
-    return open_corpus(corpus)
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        # 200: a bad row or a record of an empty text costs memory too.
-        characters += 200 + (0 if isinstance(row, BadRow) else len(row.text))
-        characters += len(row.thinking) if isinstance(row, Trajectory) else 0
-        if characters >= CHARACTERS_PER_BATCH:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-class _Packer:
-    """Takes batches of rows to the writer, and keeps the lineage, the quarantine and the tally."""
-
-    def __init__(self, writer: IndexedWriter, recipe: Recipe, tokenizer: TextTokenizer) -> None:
-        self._writer, self._recipe, self._tokenizer = writer, recipe, tokenizer
-        self._control = frozenset(identity for identity in recipe.control.values() if identity is not None)
-        self._lineage: list[dict[str, Any]] = []
-        lineage = pq.ParquetWriter(writer.temporary(LINEAGE), LINEAGE_SCHEMA, compression="zstd")
-        self._open_files = stack = ExitStack()
-        self._lineage_file = stack.enter_context(lineage)
-        self._quarantine_file = stack.enter_context(writer.temporary(QUARANTINE).open("wb"))
-        self._source_index: dict[str, int] = {}
-        self.tally = Tally()
-
-    def add(self, batch: Sequence[Row]) -> None:
-        self.tally.rows += len(batch)
-        good = [row for row in batch if not isinstance(row, BadRow)]
-        thoughts = [self._thought(row) for row in good]
-        ids = self._tokenizer.encode_plain([*(row.text for row in good), *thoughts])
-        text_ids, thinking_ids = iter(ids[: len(good)]), iter(ids[len(good) :])
-        for row in batch:
-            if isinstance(row, BadRow):
-                self._set_aside(row)
-            else:
-                self._add_row(row, next(text_ids), next(thinking_ids))
-
-    def _thought(self, row: Document | Trajectory) -> str:
-        return row.thinking if isinstance(row, Trajectory) and self._recipe.style != "none" else ""
-
-    def _add_row(self, row: Document | Trajectory, text_ids: list[int], thinking_ids: list[int]) -> None:
-        if not self._control.isdisjoint(text_ids) or not self._control.isdisjoint(thinking_ids):
-            # A tokenizer that breaks TextTokenizer's promise: the row must not end or open anything.
-            self._set_aside(BadRow(row.source, 0, f"document {row.id!r} encodes to a control token"))
-            return
-        composed = compose(self._recipe, text_ids, thinking_ids)
-        source = self._source_index.setdefault(row.source, len(self._source_index))
-        self._writer.add(composed.ids, composed.thinking_start, composed.thinking_end, source)
-        tokens, thinking = len(composed.ids), composed.thinking_end - composed.thinking_start
-        counts = self.tally.by_source.setdefault(row.source, Counter())
-        counts.update(sequences=1, tokens=tokens, document_tokens=tokens - thinking, thinking_tokens=thinking)
-        self.tally.text_bytes += len(row.text.encode()) + len(self._thought(row).encode())
-        trajectory = row if isinstance(row, Trajectory) else None
-        self._lineage.append(
-            {
-                "id": row.id,
-                "sample": trajectory.sample if trajectory else 0,
-                "source": row.source,
-                "document_tokens": tokens - thinking,
-                "thinking_tokens": thinking,
-                "finish_reason": trajectory.finish_reason if trajectory else "",
-            }
-        )
-        if len(self._lineage) >= LINEAGE_ROWS:
-            self._write_lineage()
-
-    def _set_aside(self, row: BadRow) -> None:
-        self.tally.quarantined += 1
-        self.tally.first_bad = self.tally.first_bad or row
-        self._quarantine_file.write(orjson.dumps(asdict(row)) + b"\n")
-
-    def _write_lineage(self) -> None:
-        self._lineage_file.write_table(pa.Table.from_pylist(self._lineage, LINEAGE_SCHEMA))
-        self._lineage = []
-
-    def close(self) -> tuple[str, ...]:
-        """Finish the files beside the dataset; the suffixes of those that belong to it."""
-        self._write_lineage()
-        self._open_files.close()
-        return (LINEAGE, QUARANTINE) if self.tally.quarantined else (LINEAGE,)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open_files.close()
-
-
-def _about(data: DataConfig, recipe: Recipe, tokenizer: TextTokenizer, tally: Tally) -> dict[str, Any]:
-    """The facts of the manifest; rows in = sequences + quarantined."""
-    names = ("sequences", "tokens", "document_tokens", "thinking_tokens")
-    totals = {name: tally.total(name) for name in names}
-    assert tally.rows == totals["sequences"] + tally.quarantined
+def _about_recipe(data: DataConfig, tokenizer: TokenizerFacts) -> dict[str, Any]:
+    """The part of the manifest's facts that is known before the first row; refuses what cannot be."""
+    control = (
+        build_chat(tokenizer, data).control if data.style == "chat" else build_recipe(data, tokenizer).control
+    )
     return {
         "tokenizer": {
             "name": tokenizer.name,
@@ -232,13 +116,112 @@ def _about(data: DataConfig, recipe: Recipe, tokenizer: TextTokenizer, tally: Ta
             "vocab_size": tokenizer.vocab_size,
         },
         "style": data.style,
-        "control": recipe.control,
-        "sources": list(tally.by_source),  # the index is `source` of the parts
-        "counts": {
-            **totals,
-            "in": tally.rows,
-            "quarantined": tally.quarantined,
-            "by_source": {source: dict(counts) for source, counts in tally.by_source.items()},
-        },
-        "config_hash": stable_hash(data.model_dump(mode="json")),
+        "control": control,
     }
+
+
+def _sample(blocks: Sequence[Block], data: DataConfig, corpus: CorpusConfig) -> list[str]:
+    """Texts from the first, the middle and the last block, on which encoders are compared."""
+    texts: list[str] = []
+    for block in {0: blocks[0], 1: blocks[len(blocks) // 2], 2: blocks[-1]}.values() if blocks else ():
+        batches = read_block(
+            block, corpus, data.style, metadata=False, skip_rows=0, batch_characters=SAMPLE_CHARACTERS
+        )
+        batch = next(iter(batches), None)
+        if batch is not None:
+            texts += [text[:SAMPLE_CHARACTERS] for text in (*batch.texts, *(batch.thoughts or ()))]
+            texts += [str(turn.get("content")) for messages in batch.messages or () for turn in messages]
+    return texts
+
+
+def _finished(prefix: Path, identity: Mapping[str, Any]) -> Tally | None:
+    """The tally of the dataset that is there, if it is the one that this command would make."""
+    path = dataset_file(prefix, MANIFEST_SUFFIX)
+    if not path.exists():
+        return None
+    manifest = read_manifest(path, kind="dataset")
+    if manifest.about.get("identity") != identity:
+        return None
+    check_sizes(path, manifest)
+    shutil.rmtree(work_folder(prefix), ignore_errors=True)  # an earlier run was stopped before it could
+    return Tally.from_counts(manifest.about["counts"])
+
+
+def _assemble(
+    blocks: Sequence[Block],
+    folder: Path,
+    prefix: Path,
+    data: DataConfig,
+    tokenizer: TokenizerFacts,
+    about: Mapping[str, Any],
+) -> Tally:
+    pieces: list[Piece] = []
+    for block in blocks:
+        found = read_pieces(folder, block.index)
+        assert found, block
+        assert found[-1].last, block
+        pieces += found
+    assembly = Assembly(pieces, folder, data, token_dtype(tokenizer.vocab_size))
+    assembly.lay_out()
+    tally = assembly.tally
+    if not tally.by_source:
+        first = (
+            next((piece.bad_rows() for piece in pieces if piece.quarantined), b"").split(b"\n")[0].decode()
+        )
+        left_out = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.items())
+        shutil.rmtree(folder)
+        raise InputError(
+            f"no document to pack, {tally.quarantined} bad rows"
+            + (f", left out: {left_out}" if left_out else "")
+            + (f"; the first bad row: {first}" if first else "")
+        )
+    assembly.publish(prefix, {**about, "sources": list(tally.by_source), "counts": tally.counts()})
+    return tally
+
+
+def _summary(tally: Tally, prefix: Path, started: float, encoder: str, warning: str | None) -> PackSummary:
+    return PackSummary(
+        rows=tally.rows,
+        sequences=tally.total("sequences"),
+        tokens=tally.total("tokens"),
+        document_tokens=tally.total("document_tokens"),
+        thinking_tokens=tally.total("thinking_tokens"),
+        quarantined=tally.quarantined,
+        left_out=dict(+tally.left_out),
+        seconds=time.monotonic() - started,
+        megabytes=tally.text_bytes / 1e6,
+        prefix=str(prefix),
+        encoder=encoder,
+        warning=warning,
+    )
+
+
+def _shard_summary(
+    blocks: Sequence[Block],
+    folder: Path,
+    prefix: Path,
+    started: float,
+    encoder: str,
+    warning: str | None,
+    shard: str,
+) -> PackSummary:
+    pieces = [piece for block in blocks for piece in read_pieces(folder, block.index)]
+    tokens = sum(piece.token_bytes // piece.dtype.itemsize for piece in pieces)
+    thinking = sum(
+        int((p.column("thinking_end") - p.column("thinking_start")).sum()) for p in pieces if p.sequences
+    )
+    return PackSummary(
+        rows=sum(piece.rows for piece in pieces),
+        sequences=sum(piece.sequences for piece in pieces),
+        tokens=tokens,
+        document_tokens=tokens - thinking,
+        thinking_tokens=thinking,
+        quarantined=sum(piece.quarantined for piece in pieces),
+        left_out={},
+        seconds=time.monotonic() - started,
+        megabytes=sum(piece.text_bytes for piece in pieces) / 1e6,
+        prefix=str(prefix),
+        encoder=encoder,
+        warning=warning,
+        shard=shard,
+    )

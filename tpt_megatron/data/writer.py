@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,30 +13,23 @@ import numpy.typing as npt
 
 from tpt_megatron.artifact import (
     BLOCK_BYTES,
-    MANIFEST_SUFFIX,
     Digester,
     FileDigest,
     Manifest,
     digest_file,
-    fsync_folder,
     temporary_beside,
-    write_manifest,
 )
 from tpt_megatron.data.layout import (
     CORE,
     EXTRAS,
-    HEADER,
-    MAGIC,
     PARTS_DTYPE,
-    VERSION,
     dataset_file,
-    dtype_code,
     token_dtype,
 )
+from tpt_megatron.data.publish import SEQUENCES_PER_WRITE, publish, write_index
 from tpt_megatron.errors import InputError
 
 WRITE_BYTES = 2**20
-SEQUENCES_PER_WRITE = 2**20  # bounds the memory of writing the index, 28 bytes a sequence
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -108,43 +101,20 @@ class IndexedWriter:
         assert set(extras) <= set(EXTRAS), extras
         self._digests["idx"] = Digester(self.block_bytes)
         self._files["idx"] = self._create("idx")
-        self._write_index()
+        write_index(
+            lambda data: self._write("idx", data), self._lengths_in_parts, self.num_sequences, self.dtype
+        )
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self._open_files.close()
         digests = {suffix: digester.digest() for suffix, digester in self._digests.items()}
         digests |= {suffix: _sync_and_digest(self.temporary(suffix), self.block_bytes) for suffix in extras}
-        self._publish(tuple(digests))
-        files = {dataset_file(self.prefix, suffix).name: digest for suffix, digest in digests.items()}
-        manifest = Manifest("dataset", files, about, self.block_bytes)
-        write_manifest(dataset_file(self.prefix, MANIFEST_SUFFIX), manifest)
-        return manifest
+        return publish(self.prefix, {s: self.temporary(s) for s in digests}, digests, about, self.block_bytes)
 
-    def _write_index(self) -> None:
+    def _lengths_in_parts(self) -> Iterator[npt.NDArray[np.int32]]:
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
-        code = dtype_code(self.dtype)
-        self._write("idx", HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
-        self._write("idx", lengths.astype("<i4").tobytes())
-        pointer = 0
-        for start in range(0, len(lengths), SEQUENCES_PER_WRITE):
-            sizes = lengths[start : start + SEQUENCES_PER_WRITE].astype("<i8") * self.dtype.itemsize
-            self._write("idx", (np.cumsum(sizes) - sizes + pointer).astype("<i8").tobytes())
-            pointer += int(sizes.sum())
-        for start in range(0, len(lengths) + 1, SEQUENCES_PER_WRITE):
-            stop = min(start + SEQUENCES_PER_WRITE, len(lengths) + 1)
-            self._write("idx", np.arange(start, stop, dtype="<i8").tobytes())
-
-    def _publish(self, suffixes: Sequence[str]) -> None:
-        """Rename; no crash in between leaves a file of one dataset under the manifest of another."""
-        folder = self.prefix.parent
-        dataset_file(self.prefix, MANIFEST_SUFFIX).unlink(missing_ok=True)
-        fsync_folder(folder)  # the old manifest is gone for good before the first new file is there
-        for suffix in suffixes:
-            os.replace(self.temporary(suffix), dataset_file(self.prefix, suffix))
-        for suffix in set(EXTRAS) - set(suffixes):
-            dataset_file(self.prefix, suffix).unlink(missing_ok=True)  # of the dataset that was here before
-        fsync_folder(folder)
+        return (lengths[i : i + SEQUENCES_PER_WRITE] for i in range(0, len(lengths), SEQUENCES_PER_WRITE))
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from tpt_megatron.artifact import MANIFEST_SUFFIX, TEMPORARY, find_manifests, re
 from tpt_megatron.errors import InputError, TptError
 from tpt_megatron.report import datasets, evaluations, trajectories
 from tpt_megatron.report.datasets import Dataset, read_dataset
+from tpt_megatron.report.decoding import Decoders
 from tpt_megatron.report.evaluations import Evaluation, read_evaluation
 from tpt_megatron.report.training import METRICS, Run, read_run
 from tpt_megatron.report.trajectories import Trajectories, read_trajectories
@@ -24,7 +25,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything under one folder, each kind in the order of the names."""
+    """Everything under one folder, each kind in the order of the names; or one dataset."""
 
     runs: tuple[Run, ...]
     datasets: tuple[Dataset, ...]
@@ -33,13 +34,25 @@ class Found:
     left_out: tuple[LeftOut, ...]
 
 
-def find(folder: Path) -> Found:
-    """Read what `folder` holds, to the bottom; names are relative to it.
+def find(path: Path) -> Found:
+    """What the folder `path` holds, or the dataset of the prefix `path`.
 
-    Raises InputError where it is no folder or holds nothing that can be shown.
+    Raises InputError where it is neither, or the folder holds nothing that can be shown; DamagedError where
+    the one dataset is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder", expected="a folder with runs, datasets or evaluations")
+    if path.is_dir():
+        return _find_below(path)
+    if not (manifests := find_manifests(path)):
+        raise InputError(
+            f"{path}: no such folder, and no dataset of this name",
+            expected="a folder with runs, datasets or evaluations, or a dataset's prefix",
+        )
+    return Found((), (read_dataset(manifests[0], path.name, Decoders()),), (), (), ())
+
+
+def _find_below(folder: Path) -> Found:
+    """To the bottom; names are relative to `folder`."""
+    decoders = Decoders()
     left_out: list[LeftOut] = []
 
     def read[T](paths: Iterable[Path], reader: Callable[[Path, str], T]) -> tuple[T, ...]:
@@ -52,12 +65,15 @@ def find(folder: Path) -> Found:
                 left_out.append(LeftOut(name, str(error).replace(f"{folder}{os.sep}", "")))
         return tuple(rows)
 
+    def read_packed(path: Path, name: str) -> Dataset:
+        return read_dataset(path, name, decoders)
+
     logs = sorted(path for path in folder.rglob(METRICS) if _final(path, folder))
     manifests = [path for path in find_manifests(folder) if _final(path, folder)]
     kinds = read(manifests, lambda path, name: (read_manifest(path).kind, path))
     found = Found(
         runs=read(logs, read_run),
-        datasets=read((path for kind, path in kinds if kind == datasets.KIND), read_dataset),
+        datasets=read((path for kind, path in kinds if kind == datasets.KIND), read_packed),
         trajectories=read((path for kind, path in kinds if kind == trajectories.KIND), read_trajectories),
         evaluations=read((path for kind, path in kinds if kind == evaluations.KIND), read_evaluation),
         left_out=tuple(left_out),

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tpt_megatron.records import Trajectory
-from tpt_megatron.report.datasets import Dataset
+from tpt_megatron.report.dataset_view import LENGTH, dataset_view
 from tpt_megatron.report.find import Found
 from tpt_megatron.report.plots import (
     DOCUMENT,
@@ -17,6 +17,7 @@ from tpt_megatron.report.plots import (
     THINKING,
     VARIABLES,
     Curve,
+    compact,
     curves,
     length_histogram,
     run_style,
@@ -29,7 +30,7 @@ MAX_POINTS = 500  # of a curve
 PAGE_POINTS = 16_000  # of all runs' curves together: 13 bytes each, so that fifty runs stay under 2 MB
 MAX_CHARACTERS = 2000  # of a sample's text and of its thought
 MISSING = "\N{EN DASH}"
-TOKENS, LENGTH, LOSS = "tokens", "tokens (1k = 1,024)", "loss (nats a token)"
+TOKENS, LOSS = "tokens", "loss (nats a token)"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,6 @@ class RunView:
     parts: Markup
     learning_rate: Markup
     gradient_norm: Markup
-
-
-@dataclass(frozen=True)
-class DatasetView:
-    dataset: Dataset
-    lengths: Markup | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class TrajectoriesView:
     samples: tuple[Sample, ...]
 
 
-def render(found: Found, folder: Path) -> str:
+def render(found: Found, folder: Path, title: str) -> str:
     """The page about `found`, which `folder` holds; absolute paths become relative to it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -84,15 +79,16 @@ def render(found: Found, folder: Path) -> str:
     environment.filters |= {
         "whole": _whole, "decimal": _decimal, "percent": _percent, "perplexity": _perplexity,
         "relative": lambda name: _relative(name, folder),
+        "inside": lambda text: text.replace(f"{os.path.abspath(folder)}{os.sep}", ""), "compact": compact,
     }  # fmt: skip
     points = max(min(MAX_POINTS, PAGE_POINTS // (5 * max(len(found.runs), 1))), 50)
     text = environment.get_template(TEMPLATE).render(
-        title=folder.resolve().name,
+        title=title,
         found=found,
         losses=_losses(found.runs, points),
         runs=[_run_view(number, run, points) for number, run in enumerate(found.runs)],
         evaluated=list(dict.fromkeys(name for e in found.evaluations for name in e.scores)),
-        datasets=[_dataset_view(number, dataset) for number, dataset in enumerate(found.datasets)],
+        datasets=[dataset_view(number, dataset) for number, dataset in enumerate(found.datasets)],
         trajectories=[_trajectories_view(number, item) for number, item in enumerate(found.trajectories)],
     )
     # A file's name need not be UTF-8; Python then holds it with lone surrogates, which no page can.
@@ -128,13 +124,6 @@ def _run_view(number: int, run: Run, points: int) -> RunView:
         learning_rate=column("learning_rate"),
         gradient_norm=column("gradient_norm"),
     )
-
-
-def _dataset_view(number: int, dataset: Dataset) -> DatasetView:
-    if dataset.document is None or dataset.thinking is None:
-        return DatasetView(dataset, None)
-    parts = ((dataset.document, DOCUMENT), (dataset.thinking, THINKING))
-    return DatasetView(dataset, Markup(length_histogram(f"dataset-{number}", parts, LENGTH, "sequences")))
 
 
 def _trajectories_view(number: int, found: Trajectories) -> TrajectoriesView:

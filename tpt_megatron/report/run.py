@@ -1,4 +1,4 @@
-"""`tpt report DIR`: one HTML file about everything under a folder."""
+"""`tpt report PATH`: one HTML file about everything under a folder, or about one dataset."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,16 @@ class ReportSummary:
     megabytes: float  # of the page, 10^6 bytes
 
 
-def report(folder: Path, output: Path | None = None) -> ReportSummary:
-    """Write the page about `folder` to `output` (default FOLDER/report.html): static, no script, no network.
+def report(path: Path, output: Path | None = None) -> ReportSummary:
+    """Write the page about a folder or a dataset's prefix: static, no script, no network.
 
-    The same folder gives the same bytes. Raises InputError where there is nothing to report.
+    It goes to `output`, by default FOLDER/report.html or PREFIX.report.html. The same files give the same
+    bytes. Raises InputError where there is nothing to report, DamagedError for a damaged dataset's prefix.
     """
-    output = output or folder / REPORT
-    found = find(folder)
-    page = render(found, folder)
+    whole_folder = path.is_dir()
+    output = output or (path / REPORT if whole_folder else path.with_name(f"{path.name}.{REPORT}"))
+    found = find(path)
+    page = render(found, path if whole_folder else path.parent, path.resolve().name)
     write_text(output, page)
     return ReportSummary(
         output=output,

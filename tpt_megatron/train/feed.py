@@ -1,16 +1,22 @@
 """From sample numbers to micro-batches: which rank trains on which sample, the same whatever the layout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from tpt_megatron.data.dataset import Sample, Samples
+from tpt_megatron.data.sample import SampleBatch
 from tpt_megatron.mcore.batch import Batch
 
 
+class SampleSource(Protocol):
+    """What training reads: data/dataset.py's Samples, or a test's own."""
+
+    def batch(self, indices: Sequence[int]) -> SampleBatch: ...
+
+
 def micro_batches(
-    samples: Samples,
+    samples: SampleSource,
     first: int,
     global_batch_size: int,
     micro_batch_size: int,
@@ -21,19 +27,16 @@ def micro_batches(
     share = global_batch_size // data_size
     begin = first + data_rank * share
     for start in range(begin, begin + share, micro_batch_size):
-        yield collate([samples[start + i] for i in range(micro_batch_size)])
+        yield as_row(samples.batch(range(start, start + micro_batch_size)))
 
 
-def collate(samples: list[Sample]) -> Batch:
+def as_row(batch: SampleBatch) -> Batch:
     """Samples laid end to end; no document reaches over the end of its sample."""
-    lengths = np.cumsum([0] + [len(s.tokens) for s in samples])
-    bounds = [s.cu_seqlens[:-1] + offset for s, offset in zip(samples, lengths, strict=False)]
-    cu_seqlens = np.concatenate([*bounds, lengths[-1:]]).astype(np.int32)
     return Batch(
-        tokens=torch.from_numpy(np.concatenate([s.tokens for s in samples])),
-        labels=torch.from_numpy(np.concatenate([s.labels for s in samples])),
-        positions=torch.from_numpy(np.concatenate([s.positions for s in samples])),
-        cu_seqlens=torch.from_numpy(cu_seqlens),
-        max_seqlen=int(np.diff(cu_seqlens).max()),
-        thinking=torch.from_numpy(np.concatenate([s.thinking for s in samples])),
+        tokens=torch.from_numpy(batch.tokens.reshape(-1)),
+        labels=torch.from_numpy(batch.labels.reshape(-1)),
+        positions=torch.from_numpy(batch.positions.reshape(-1)),
+        cu_seqlens=torch.from_numpy(batch.cu_seqlens),
+        max_seqlen=batch.max_seqlen,
+        thinking=torch.from_numpy(batch.thinking.reshape(-1)),
     )

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from tpt_megatron.artifact import write_text
 from tpt_megatron.config.load import dump
 from tpt_megatron.config.schema import Config
 from tpt_megatron.data.dataset import Samples
+from tpt_megatron.data.loader import prefetch
 from tpt_megatron.errors import ConfigError, StoppedError
 from tpt_megatron.mcore import checkpoint
 from tpt_megatron.mcore.batch import Batch
@@ -59,13 +61,14 @@ def _fit(engine: Engine, samples: Samples) -> TrainSummary:
     config, folder = engine.config, checkpoint_folder(engine.config)
     state = _resume(engine, folder)
     begin, start, losses = state, time.monotonic(), [float("nan")]
-    with _log(engine, state) as log, _progress(engine, state) as progress:
+    feed = prefetch(_batches(engine, samples, state), config.data.prefetch_batches)
+    with _log(engine, state) as log, _progress(engine, state) as progress, closing(feed):
         task = progress.add_task("train", total=config.train_steps, completed=state.step)
         while state.step < config.train_steps:
             rate = learning_rate(state.step, config.train_steps, config.optimizer)
             set_learning_rate(engine.optimizer, rate)
             before = time.monotonic()
-            result = train_step(engine, _batches(engine, samples, state))
+            result = train_step(engine, islice(feed, engine.num_micro_batches))
             state = _advance(state, config)
             _check_finite(result, state)
             losses.append(result.tally.loss)
@@ -102,11 +105,13 @@ def _resume(engine: Engine, folder: Path) -> TrainState:
 
 
 def _batches(engine: Engine, samples: Samples, state: TrainState) -> Iterator[Batch]:
+    """This rank's micro-batches of all the steps that are left."""
     train, grid = engine.config.train, engine.grid
-    return micro_batches(
-        samples, state.consumed_samples, train.global_batch_size, train.micro_batch_size,
-        grid.data_rank, grid.data_size,
-    )  # fmt: skip
+    for step in range(engine.config.train_steps - state.step):
+        first = state.consumed_samples + step * train.global_batch_size
+        yield from micro_batches(
+            samples, first, train.global_batch_size, train.micro_batch_size, grid.data_rank, grid.data_size
+        )
 
 
 def _advance(state: TrainState, config: Config) -> TrainState:
