@@ -7,7 +7,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-long test-mutations check gate bench bench-kernels gpu clean-quickstart
+.PHONY: quickstart test test-long test-mutations check gate bench bench-data bench-kernels gpu clean-quickstart
 
 .venv: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
@@ -45,6 +45,12 @@ gate: .venv/.done
 
 bench: .venv/.done
 	$(BIN)/python tools/bench_train.py
+	$(BIN)/python tools/bench_data $(BENCH_DATA)
+
+# Packing beside its peers. BENCH_DATA="--megatron-lm DIR --peers-python PYTHON" adds those not installed here,
+# --corpus FILE.jsonl takes a real corpus; the one made on the spot is kept in runs/bench-data (0.6 GB).
+bench-data: .venv/.done
+	$(BIN)/python tools/bench_data $(BENCH_DATA)
 
 # A GPU image's own torch is what is to be measured, so these two install nothing; they use .venv where it is.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -41,6 +41,12 @@ OPTIONAL = frozenset(
         "flash_attn",
         "quack",
         "aiter",
+        "fastokens",
+        "sentencepiece",
+        "py3langid",
+        "rensa",
+        "datatrove",
+        "datasets",
     }
 )
 # Calls that only describe something: a type, a constant, a pattern, a record, a kernel not yet compiled.

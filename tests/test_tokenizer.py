@@ -152,7 +152,8 @@ def test_a_sentencepiece_model_keeps_its_promise(tmp_path: Path, kind: str) -> N
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(SENTENCES), model_writer=file, vocab_size=320, model_type=kind,
-            byte_fallback=True, user_defined_symbols=["<think>", "\n\n"], minloglevel=2, hard_vocab_limit=False,
+            byte_fallback=True, user_defined_symbols=["<think>", "\n\n"], minloglevel=2,
+            hard_vocab_limit=False,
         )  # fmt: skip
     facts = load_facts(str(path))
     assert facts.controls == {"<unk>": 0, "<s>": 1, "</s>": 2, "<think>": 3}

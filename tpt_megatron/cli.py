@@ -113,15 +113,37 @@ def think(options: argparse.Namespace) -> str:
 def pack(options: argparse.Namespace) -> str:
     tree = load(options.settings)
     if options.dry_run:
-        return f"pack: would write {tree.data.output}.bin and .idx in style {tree.data.style}"
+        from tpt_megatron.data.blocks import plan_blocks
+
+        plan = plan_blocks(tree.data.inputs, tree.corpus, tree.data.style)
+        return (
+            f"pack: would write {tree.data.output}.bin and .idx in style {tree.data.style} "
+            f"from {len(plan.files)} files in {len(plan.blocks)} blocks"
+        )
     from tpt_megatron.data.pack import pack as run
 
     with _bar("pack") as advance:
-        done = run(tree.data, tree.corpus, lambda documents: advance(documents, None, "pack"))
+        rows = 0
+
+        def report(more: int) -> None:
+            nonlocal rows
+            rows += more
+            advance(rows, None, "pack")
+
+        try:
+            done = run(tree.data, tree.corpus, report)
+        except KeyboardInterrupt:
+            fix = "run the same command again"
+            raise InterruptedRun("interrupted; finished blocks are safe", fix=fix) from None
+    if done.warning:
+        print(f"tpt pack: warning: {done.warning}", file=sys.stderr)
+    left_out = "".join(f", {count} {reason}" for reason, count in done.left_out.items())
+    shard = f"shard {done.shard}, " if done.shard else ""
     return (
-        f"pack: {done.sequences} sequences, {done.tokens} tokens = {done.document_tokens} document + "
-        f"{done.thinking_tokens} thinking, {done.quarantined} quarantined, {done.megabytes:.2f} MB of text "
-        f"in {done.seconds:.1f} s -> {done.prefix}"
+        f"pack: {shard}{done.rows} rows = {done.sequences} sequences, {done.quarantined} quarantined"
+        f"{left_out}; "
+        f"{done.tokens} tokens = {done.document_tokens} document + {done.thinking_tokens} thinking, "
+        f"{done.megabytes:.2f} MB of text in {done.seconds:.1f} s -> {done.prefix}"
     )
 
 

@@ -115,7 +115,6 @@ def test_reading_goes_on_after_any_row(
     )
     assert sum(batch.left_out for batch in whole) == (50 if where else 0)
     assert all(batch.rows <= 50 for batch in whole)
-    assert characters > 1 or block_bytes < 2**26 or len(whole) > 5
     for block in plan.blocks:
         batches = list(read_block(block, corpus, "none", metadata=False))
         good, bad = ids(batches), [row for batch in batches for row in batch.bad]
@@ -127,6 +126,17 @@ def test_reading_goes_on_after_any_row(
             assert kept == good[len(good) - len(kept) :]
             set_aside = [row for batch in rest for row in batch.bad]
             assert set_aside == bad[len(bad) - len(set_aside) :]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_batches_are_bounded_in_characters(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": f"{i} " + "x" * 9000} for i in range(400)]  # 3.6 MB
+    corpus = CorpusConfig(paths=(write_rows(tmp_path, rows, suffix),))
+    plan = plan_blocks((), corpus, "none")
+    sizes = [sum(map(len, batch.texts)) for batch in read(plan, corpus, batch_characters=500_000)]
+    assert sum(sizes) == sum(len(row["text"]) for row in rows)
+    assert all(500_000 <= size < 500_000 + 2**18 + 9100 for size in sizes[:-1])
+    assert [len(sizes) > 4, len(read(plan, corpus))] == [True, 1]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl.zst"])
@@ -195,7 +205,8 @@ def test_a_parquet_schema_without_text_is_refused_by_its_column(
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_conversations(tmp_path: Path, suffix: str) -> None:
     turn, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>x</think>y"}
-    rows = [{"messages": [turn, answer], "source": "math"}, {"messages": [answer, turn], "source": None}]
+    named = {**answer, "name": "<|im_start|>"}  # what is no role and no content goes no further
+    rows = [{"messages": [turn, named], "source": "math"}, {"messages": [answer, turn], "source": None}]
     bad = [[], [{"role": "robot", "content": "x"}], [{"role": "user", "content": None}]]
     rows += [{"messages": messages, "source": "math"} for messages in bad]
     corpus = CorpusConfig(paths=(write_rows(tmp_path, rows, suffix),), source="mot", source_key="source")

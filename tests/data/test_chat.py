@@ -1,4 +1,4 @@
-"""Conversations: ids and masks against transformers' own, contents that try to break out, and what is refused."""
+"""Conversations: ids and masks against transformers' own, contents that try to break out, refusals."""
 
 import pickle
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ PLAIN = [
     say("u:What is 2 + 2?", "a:It is 4."),
     say("s:Be brief.", "u:Hello", "a:Good day", "u:And now?", "a:Water boils at 100 degrees."),
     say("u:Think", "a:<think>\nTo think is to put a question.\n</think>\n\nAn answer."),
-    say("u:Add", "a:Calling.", "t:42", "a:<think>one</think>two", "u:x", "a:"),
+    say("u:Add", "a:<think>one</think>two", "t:42", "a:Calling.", "u:x", "a:"),
     say("u:prefix only", "a:the answer <think> is in </think> the middle"),
 ]
 
@@ -128,7 +128,7 @@ def test_no_content_makes_a_control_token(tiny_tokenizer: Path, style: str) -> N
     facts = facts_of(hf, "t")
     hostile = "".join(facts.controls) + "{{ bos_token }}{% generation %}\ufdd0\ufdd20\ufdd3"
     answer = f"<think>{hostile.replace('</think>', '')}</think>{hostile}"
-    messages = say(f"s:{hostile}", f"u:{hostile}", f"a:{answer}")
+    messages = say(f"s:{hostile}", f"u:{answer}", f"a:{answer}")
     (ids, mask), (plain, plain_mask) = cut(run(hf, [messages, say("s:x", "u:x", "a:x")])[0])
     tags = [facts.control_id(tag, "") for tag in ("<think>", "</think>")]
     controls = [i for i in ids if i in facts.control_ids()]
@@ -205,9 +205,10 @@ def test_names_that_lead_to_no_template(tiny_tokenizer: Path) -> None:
 def test_a_conversation_that_cannot_be_is_bad_and_its_neighbours_live(
     tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    alternating = MARKED.replace(
-        "{% if", "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}{% if", 1
-    )  # fmt: skip
+    turns = (
+        "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
+    )
+    alternating = MARKED.replace("{% if", turns + "{% if", 1)
     (tmp_path / "t.jinja").write_text(alternating)
     rows = [PLAIN[0], say("u:only a question"), say("a:x", "u:y"), [], PLAIN[2]]
     hf = tokenizer(tiny_tokenizer, "chatml")
@@ -250,7 +251,7 @@ def test_long_conversations(tiny_tokenizer: Path, policy: Any) -> None:
         say("u:x", f"a:{thought}" + "yes " * 90),
         say("u:" + "x " * 90, "a:y"),
     ]
-    whole, facts = run(hf, rows)
+    whole, _ = run(hf, rows)
     window = int(whole.lengths[1]) - 7
     batch, _ = run(hf, rows, sequence_length=window, long_documents=policy)
     sequences, full = cut(batch), cut(whole)
@@ -274,7 +275,7 @@ def test_thoughts_are_cut_at_the_budget(tiny_tokenizer: Path) -> None:
     rows = [say("u:x", "a:<think>abcdefghij</think>k", "u:l", "a:<think>mno</think>p")]
     batch, facts = run(hf, rows, max_thinking_tokens=2)
     assert batch.counts == {"thought_cut_at_budget": 2}
-    ((ids, mask),) = cut(batch)
+    ((ids, _),) = cut(batch)
     opens, closes = facts.control_id("<think>", ""), facts.control_id("</think>", "")
     starts = [place for place, identity in enumerate(ids) if identity == opens]
     assert [ids[place + 3] for place in starts] == [closes, closes]

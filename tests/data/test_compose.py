@@ -137,6 +137,17 @@ def test_a_batch_equals_the_naive_reference(
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_a_sequence_as_long_as_the_window_is_not_long(
+    tiny_tokenizer: Path, facts: TokenizerFacts, style: Style
+) -> None:
+    window = len(naive(tiny_tokenizer, style, *PARTS[5], False)[0])  # the longest
+    batch = run(facts, style, long_documents="drop", sequence_length=window)
+    assert (batch.kept.tolist(), batch.counts) == (list(range(len(PARTS))), {})
+    batch = run(facts, style, long_documents="drop", sequence_length=window - 1)
+    assert (batch.kept.tolist(), batch.counts) == ([0, 1, 2, 3, 4, 6, 7], {"dropped_long": 1})
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_no_rows_make_no_sequences(facts: TokenizerFacts, style: Style) -> None:
     nothing = Encoded(np.zeros(0, np.uint32), np.zeros(1, np.int64))
     recipe = build_recipe(DataConfig(style=style), facts)

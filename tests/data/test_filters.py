@@ -39,13 +39,17 @@ REFRAIN = (
 CODE = "for i in range(3):\n    print(i)\nfor j in range(3):\n    print(j)\nSo both loops print 0, 1 and 2."
 TURN = "Wait, but I should check whether the sum is even or odd before I go on. "
 LOOP = ALGEBRA + TURN * 12
-CUT_LOOP = ALGEBRA + (TURN * 12)[:-9]  # a limit stops anywhere, also within a word
+CUT_LOOP = ALGEBRA + (TURN * 12)[:-11]  # a limit stops anywhere, also within a word
 WORD_LOOP = ALGEBRA * 3 + " so" * 120
 PARAGRAPH_LOOP = INDUCTION * 5
 COUNTER_LOOP = " ".join(
     f"Step {number}: we repeat the step above and go on to the next." for number in range(900)
 )
 ZEROS = "All entries vanish:\n" + "0 0 0 0 0 0 0 0\n" * 8
+ESSAY = " ".join(
+    f"Point {number} leads to {number**2} and to claim {number + 1000}." for number in range(120)
+)
+TWICE = INDUCTION + ALGEBRA + INDUCTION + ALGEBRA
 NORMAL = [ZEROS, ALGEBRA, INDUCTION, MATRIX, REFRAIN, CODE, "", "Yes.", "考虑这个方程的两个解。" * 2]
 
 KEPT = [
@@ -56,6 +60,8 @@ KEPT = [
     ),
     *((name, thought, {}) for name in ("refusal", "prompt_leakage") for thought in NORMAL),
     ("ngram_loop", "ha " * 15, {"ngram_words": 13, "max_ngram_share": 1.0}),
+    ("ngram_loop", ESSAY + TWICE, {}),  # said twice at the end is not yet a loop
+    ("ngram_loop", TWICE + ESSAY + " ha" * 20, {}),
     ("ngram_loop", COUNTER_LOOP[:2000], {}),  # no n-gram twice: compression_ratio's matter
     ("compression_ratio", "ab" * 8, {}),
     ("unclosed_tag", "Tags pair: <think>one</think> and <think>two</think>.", {}),
@@ -77,6 +83,7 @@ DROPPED = [
     ("ngram_loop", CUT_LOOP, {}),
     ("ngram_loop", ALGEBRA * 20 + CUT_LOOP, {"max_ngram_share": 1.0}),  # by its tail alone
     ("ngram_loop", WORD_LOOP, {"max_ngram_share": 1.0}),
+    ("ngram_loop", TWICE + ESSAY + " ha" * 120, {}),
     ("ngram_loop", PARAGRAPH_LOOP, {}),
     ("ngram_loop", PARAGRAPH_LOOP[:-30], {"max_ngram_share": 1.0}),
     ("ngram_loop", ALGEBRA + " " + ALGEBRA, {"max_ngram_share": 0.4}),  # by its share alone
@@ -176,7 +183,7 @@ def test_language() -> None:
     for text, languages, kept in (
         (ENGLISH, ("en",), True), (GERMAN, ("en",), False),
         (ENGLISH, ("de",), False), (GERMAN, ("de", "fr"), True),
-        ("MENU | HOME | KONTAKT " + GERMAN + ENGLISH * 20 + GERMAN, ("en",), True),  # told by its middle
+        (GERMAN * 6 + ENGLISH * 20 + GERMAN * 6, ("en",), True),  # told by its middle
         ("", ("en",), True), ("1 + 1 = 2", ("de",), True),
     ):  # fmt: skip
         assert keeps("language", row(None, text), languages=languages) is kept, text[:40]

@@ -146,7 +146,7 @@ def test_damaged_files_are_named_and_not_taken_for_short_ones(
     raw = b"".join(orjson.dumps(row) + b"\n" for row in rows)
     path = tmp_path / f"x{suffix}"
     if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd", write_page_checksum=True)
+        pq.write_table(pa.Table.from_pylist(rows), path, compression="none", write_page_checksum=True)
     else:
         checked = zstandard.ZstdCompressor(write_checksum=True)
         path.write_bytes(gzip.compress(raw) if suffix.endswith("gz") else checked.compress(raw))
@@ -227,6 +227,14 @@ def test_hostile_cells_of_parquet(tmp_path: Path) -> None:
         words = ("UTF-8", "empty", "NoneType", "over corpus.max_row_bytes", "UTF-8")
         assert [word in row.reason for word, row in zip(words, batch.bad, strict=True)] == [True] * 5
         assert batch.rows == len(cells)
+
+
+def test_a_long_cell_among_good_ones(tmp_path: Path) -> None:
+    texts = ["a", "b" * (LIMIT + 1), "c" * (LIMIT - 100), "d"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet")
+    (batch,) = read(tmp_path / "x.parquet")
+    assert [text[0] for text in batch.texts] == ["a", "c", "d"]
+    assert [row.line for row in batch.bad] == [2]
 
 
 @pytest.mark.parametrize("rows", [[0, 4000], [4000, 0]])

@@ -1,10 +1,13 @@
 """`pack` from end to end: what goes in comes out, counted, or is in quarantine by name."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +16,17 @@ from tpt_megatron.config.schema import CorpusConfig, DataConfig
 from tpt_megatron.data.dataset import Samples
 from tpt_megatron.data.indexed import IndexedDataset
 from tpt_megatron.data.pack import PackSummary, pack
+from tpt_megatron.data.tokenize import Encoded, ReferenceEncoder
 from tpt_megatron.errors import ConfigError, InputError
-from tpt_megatron.tokenizer import TextTokenizer
+from tpt_megatron.tokenizer import TextTokenizer, TokenizerFacts, load_facts
+
+load_once = cache(load_facts)  # a process of its own reads a tokenizer: seconds
+
+
+@pytest.fixture(autouse=True)
+def _one_reading_of_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpt_megatron.data.pack.load_facts", load_once)
+
 
 FILES = [
     [("a", "The quick brown fox.", "Let me see."), ("b", "é </think> <|endoftext|>", "x\n")],
@@ -43,11 +55,12 @@ def test_trajectories_become_sequences_in_order(
     style: str,
     batch_characters: int,
 ) -> None:
-    monkeypatch.setattr("tpt_megatron.data.pack.CHARACTERS_PER_BATCH", batch_characters)
-    folders = [make_trajectories(tmp_path / name, FILES, name) for name in ("web", "code")]
+    monkeypatch.setattr("tpt_megatron.data.packer.BATCH_CHARACTERS", batch_characters)
+    again = [[(f"{row[0]}2", f"{row[1]}!", row[2]) for row in file] for file in FILES]
+    folders = [make_trajectories(tmp_path / n, f, n) for n, f in (("web", FILES), ("code", again))]
     summary = run(tmp_path, tiny_tokenizer, style=style, inputs=tuple(map(str, folders)))
     dataset, tokenizer = IndexedDataset(tmp_path / "out" / "x"), TextTokenizer(str(tiny_tokenizer))
-    rows = [row for file in FILES for row in file] * 2
+    rows = [row for file in (*FILES, *again) for row in file]
     texts = [TEMPLATES[style].format(text=text, thinking=thinking) for _, text, thinking in rows]
     assert [tokenizer.decode(dataset.sequence(index).tolist()) for index in range(6)] == texts
     end = tokenizer.control_id("<|endoftext|>", "")
@@ -65,8 +78,8 @@ def test_trajectories_become_sequences_in_order(
     assert counts["tokens"] == summary.tokens == dataset.num_tokens
     assert counts["document_tokens"] + counts["thinking_tokens"] == counts["tokens"]
     assert (counts["in"], counts["sequences"], counts["quarantined"]) == (6, 6, 0)
-    assert counts["by_source"]["web"] == counts["by_source"]["code"]
-    assert counts["by_source"]["web"]["tokens"] * 2 == counts["tokens"]
+    assert counts["by_source"]["web"]["thinking_tokens"] * 2 == counts["thinking_tokens"]
+    assert sum(own["tokens"] for own in counts["by_source"].values()) == counts["tokens"]
     used = [text + (thinking if style != "none" else "") for _, text, thinking in rows]
     assert summary.megabytes == sum(len(part.encode()) for part in used) / 1e6
 
@@ -77,7 +90,7 @@ def test_lineage_has_a_row_per_sequence(
     make_trajectories: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tpt_megatron.data.pack.LINEAGE_ROWS", 2)
+    monkeypatch.setattr("tpt_megatron.data.assemble.LINEAGE_ROWS", 2)
     folder = make_trajectories(tmp_path / "t", FILES, "web")
     run(tmp_path, tiny_tokenizer, inputs=(str(folder),))
     dataset = IndexedDataset(tmp_path / "out" / "x")
@@ -111,13 +124,20 @@ def test_a_corpus_with_bad_rows_reconciles(tmp_path: Path, tiny_tokenizer: Path)
 def test_a_tokenizer_that_spells_a_control_token_is_not_believed(
     tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = TextTokenizer.encode_plain
+    class Leaky:
+        name = "leaky"
 
-    def leaky(self: TextTokenizer, texts: list[str]) -> list[list[int]]:
-        end = self.control_id("<|endoftext|>", "")
-        return [ids + [end] * ("leak" in text) for text, ids in zip(texts, encode(self, texts), strict=True)]
+        def __init__(self, facts: TokenizerFacts) -> None:
+            self.encoder, self.end = ReferenceEncoder(facts), facts.control_id("<|endoftext|>", "")
 
-    monkeypatch.setattr(TextTokenizer, "encode_plain", leaky)
+        def encode(self, texts: Sequence[str]) -> Encoded:
+            encoded = self.encoder.encode(texts)
+            lists = [encoded.ids[a:b].tolist() for a, b in pairwise(encoded.offsets.tolist())]
+            lists = [ids + [self.end] * ("leak" in text) for text, ids in zip(texts, lists, strict=True)]
+            offsets = np.cumsum([0, *map(len, lists)])
+            return Encoded(np.array([i for ids in lists for i in ids], np.uint32), offsets)
+
+    monkeypatch.setattr("tpt_megatron.data.packer.build_encoder", lambda facts, name: Leaky(facts))
     (tmp_path / "c.jsonl").write_text('{"text": "fine"}\n{"text": "leak", "id": "bad-one"}\n')
     corpus = CorpusConfig(paths=(str(tmp_path / "c.jsonl"),))
     summary = run(tmp_path, tiny_tokenizer, corpus, style="none")

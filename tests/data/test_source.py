@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tpt_megatron.config.load import load
 from tpt_megatron.config.schema import CorpusConfig
+from tpt_megatron.data.blocks import plan_blocks, read_block
 from tpt_megatron.data.source import open_corpus
 from tpt_megatron.errors import ConfigError, InputError
 from tpt_megatron.records import BadRow, Document, text_id
@@ -131,3 +133,44 @@ def test_the_reader_is_a_slot() -> None:
     assert list(open_corpus(CorpusConfig(reader=reader, source="s"))) == [Document("x", "s")]
     with pytest.raises(ConfigError, match=r"corpus\.reader"):
         open_corpus(CorpusConfig(reader="autp"))
+
+
+RECIPES = {
+    "fineweb-edu": {
+        "text": "t",
+        "id": "<urn:uuid:1>",
+        "dump": "CC-MAIN-2024-10",
+        "score": 3.4,
+        "int_score": 3,
+    },
+    "megamath-web-pro-max": {"text": "t", "url": "u"},
+    "essential-web": {
+        "id": 7,
+        "text": "t",
+        "eai_taxonomy": {"education_level": {"primary": {"code": "3", "label": "Undergraduate"}}},
+        "quality_signals": {"fasttext": {"dclm": 0.5}},
+    },
+    "mixture-of-thoughts": {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>a</think>b"}],
+        "num_tokens": 9,
+        "source": "math",
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_reads_the_columns_of_its_corpus(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.Table.from_pylist([RECIPES[name]] * 2), tmp_path / "x.parquet")
+    tree = load([name, f'corpus.paths=["{tmp_path}"]'])
+    plan = plan_blocks(tree.data.inputs, tree.corpus, tree.data.style)
+    keys = tree.data.lineage_keys
+    (batch,) = read_block(plan.blocks[0], tree.corpus, tree.data.style, metadata=keys)
+    assert (len(batch), batch.bad) == (2, [])
+    assert batch.sources[0] == ("math" if name == "mixture-of-thoughts" else name)
+    assert batch.metas[0] == {key: RECIPES[name][key] for key in keys if key in RECIPES[name]}
+    whole = [{**RECIPES[name], "extra": 1}]
+    (tmp_path / "y.jsonl").write_text(json.dumps(whole[0]))
+    tree = load([name, f'corpus.paths=["{tmp_path}/y.jsonl"]'])
+    plan = plan_blocks((), tree.corpus, tree.data.style)
+    (again,) = read_block(plan.blocks[0], tree.corpus, tree.data.style, metadata=keys)
+    assert (again.ids, again.metas) == (batch.ids[:1], batch.metas[:1])

@@ -23,7 +23,13 @@ from tpt_megatron.tokenizer import TokenizerFacts, facts_of, load_facts
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason="no GSM8K beside the repository")
-SENTENCES = ["The quick brown fox's den, 12,345 feet up.\n", "def add(left, right):\n    return left\r\n"] * 5
+# All of ASCII: where a letter of "<0x0A>" is missing, fastokens spells it otherwise than the reference.
+ASCII = "".join(map(chr, range(33, 127)))
+SENTENCES = [
+    "The quick brown fox's den, 12,345 feet up.\n",
+    "def add(left, right):\n    return left\r\n",
+    ASCII,
+] * 5
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -232,9 +232,12 @@ def test_reads_what_pack_and_the_run_write(tmp_path: Path, tiny_tokenizer: Path)
     found = find(tmp_path)
     (dataset,) = found.datasets
     assert (dataset.name, dataset.sources, dataset.expansion) == ("packed/raw", ("words",), 1.0)
-    assert (dataset.tokens, dataset.sequences) == (packed.tokens, packed.sequences)
-    assert dataset.document is not None
-    assert dataset.document.rows == 5
-    assert round(dataset.document.mean * 5) == packed.tokens
+    assert (dataset.counts.tokens, dataset.counts.sequences) == (packed.tokens, packed.sequences)
+    assert dataset.lineage is not None
+    assert dataset.lineage.whole.document.rows == 5
+    assert dataset.lineage.whole.document.total == packed.tokens
+    assert not dataset.disagreements
+    assert not isinstance(dataset.texts, str), dataset.texts
+    assert len(dataset.texts.sequences) == 5
     assert found.runs[0].steps == 4
     assert not found.left_out

@@ -80,11 +80,11 @@ def test_datasets_table(page: Element) -> None:
 
 
 def test_dataset_lengths(page: Element) -> None:
-    tables = page.one("section", id="datasets").all("table")
-    for row, lengths in zip(tables[1].rows, lineage_lengths(200), strict=True):
+    rows = page.one("table", id="dataset-0-lengths").rows
+    for row, lengths in zip(rows, lineage_lengths(200), strict=False):
         order = np.sort(lengths)
         assert row[1:] == [
-            f"{lengths.mean():,.1f}", f"{order[99]:,}", f"{order[179]:,}", f"{order[-1]:,}",
+            f"{lengths.mean():,.1f}", *[f"{order[place]:,}" for place in (9, 49, 99, 149, 189, 199)],
             str(int((lengths == 0).sum())),
         ]  # fmt: skip
 

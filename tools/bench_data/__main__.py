@@ -174,7 +174,7 @@ def main() -> None:
     rows = list(bench.rows(chosen, about["text_megabytes"]))
     cores = len(os.sched_getaffinity(0))
     print(f"\n{cores} cores, load {min(loads):.1f} to {max(loads):.1f}; medians of {options.repeats} rounds")
-    print(table.render(rows))
+    print(table.render(rows), *table.slopes(rows), sep="\n")
     for entry in found:
         if isinstance(entry, Skipped):
             print(f"skipped: {entry.name}: {entry.reason}")

@@ -22,19 +22,22 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import orjson
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END, SPECIAL = "<|endoftext|>", ("<|endoftext|>", "<think>", "</think>")
 VOCABULARY = 32_000
-TRAINING_MB = 30  # of text; 30 s of one core
+TRAINING_MB = 10  # of text: 10 s of one core
+POOL_CHARACTERS = 12 * 10**6  # of docstrings: 30 s of one core to read
 SHORTEST, LONGEST = 300, 32_000  # characters of a document
 MEAN_LOG, SPREAD_LOG = 8.2, 1.0  # of its length: the median is 3,600 characters, the mean about 6,000
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\n")
 NAMED_SPECIAL = re.compile(r"<\|.*?\|>|</?think>")
 
 
-def docstrings(folder: Path) -> Iterator[str]:
-    """Docstrings of the Python files under `folder`, in the order of their paths."""
+def docstrings(folder: Path, characters: int = POOL_CHARACTERS) -> Iterator[str]:
+    """The first docstrings of the Python files under `folder`, in the order of their paths."""
+    size = 0
     for path in sorted(folder.rglob("*.py")):
         try:
             with warnings.catch_warnings(action="ignore"):  # other people's escape sequences
@@ -45,6 +48,9 @@ def docstrings(folder: Path) -> Iterator[str]:
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (
                 text := ast.get_docstring(node)
             ):
+                size += len(text)
+                if size > characters:
+                    return
                 yield text
 
 
@@ -71,7 +77,7 @@ def rows_of(path: Path) -> Iterator[str]:
     """The texts of a JSONL file with a column "text"."""
     with path.open("rb") as file:
         for line in file:
-            yield json.loads(line)["text"]
+            yield orjson.loads(line)["text"]
 
 
 def keep(texts: Iterable[str]) -> Iterator[str]:
@@ -90,7 +96,7 @@ def write_rows(texts: Iterable[str], path: Path, size: int) -> int:
     with path.open("wb") as file:
         for text in texts:
             row = {"id": f"d{rows}", "text": text}
-            written += file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            written += file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
             rows += 1
             if written >= size:
                 return rows
@@ -129,9 +135,7 @@ def text_megabytes(path: Path) -> float:
 
 
 def build(folder: Path, megabytes: list[int], real: Path | None) -> None:
-    """Everything, about.json last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    whole, *shorter = sorted(megabytes, reverse=True)
+    """The files of a corpus made on the spot, or of a real one."""
     if real is None:
         pool = sentences(docstrings(Path(sysconfig.get_path("purelib"))))
         texts = documents(pool, seed=0)
@@ -139,15 +143,31 @@ def build(folder: Path, megabytes: list[int], real: Path | None) -> None:
         kind += " docstrings, put together at random: each recurs"
     else:
         texts, kind = rows_of(real), f"the first distinct documents of {real}"
-    rows = write_rows(keep(texts), folder / f"{whole}.jsonl", whole * 10**6)
+    build_files(folder, [size * 10**6 for size in megabytes], texts, kind)
+
+
+def build_files(
+    folder: Path, sizes: list[int], texts: Iterable[str], kind: str, vocabulary: int = VOCABULARY
+) -> None:
+    """One file of each size in bytes, named by its MB; then the tokenizer, and about.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "about.json").unlink(missing_ok=True)
+    files = {size: folder / f"{file_name(size)}.jsonl" for size in sorted(sizes, reverse=True)}
+    whole, *shorter = files
+    rows = write_rows(keep(texts), files[whole], whole)
     for size in shorter:
-        write_beginning(folder / f"{whole}.jsonl", folder / f"{size}.jsonl", size * 10**6)
-    write_beginning(folder / f"{whole}.jsonl", folder / "training.jsonl", TRAINING_MB * 10**6)
-    train_tokenizer(rows_of(folder / "training.jsonl"), folder / "tokenizer")
-    texts_mb = {str(size): text_megabytes(folder / f"{size}.jsonl") for size in megabytes}
+        write_beginning(files[whole], files[size], size)
+    write_beginning(files[whole], folder / "training.jsonl", TRAINING_MB * 10**6)
+    train_tokenizer(rows_of(folder / "training.jsonl"), folder / "tokenizer", vocabulary)
+    texts_mb = {file_name(size): text_megabytes(path) for size, path in files.items()}
     about = {"kind": kind, "rows": rows, "text_megabytes": texts_mb}
     (folder / "about.json.new").write_text(json.dumps(about))
     os.replace(folder / "about.json.new", folder / "about.json")
+
+
+def file_name(size: int) -> str:
+    """150000000 is "150"; a test's few bytes keep their number."""
+    return str(size // 10**6 if size % 10**6 == 0 else size)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -80,33 +79,12 @@ def open_ours(folder: Path) -> dict[str, float]:
     return {"open_s": opened, "first_batch_s": ready, "private_mb": private_mb() - before}
 
 
-def peer_dataset(prefix: Path, cache: Path) -> Any:
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-    from megatron.core.datasets.utils import Split
-
-    class Tokenizer:
-        eod = eos = 0
-        pad = 1
-        vocab_size = VOCABULARY
-        unique_identifiers: dict[str, str] = {"class": "none"}  # noqa: RUF012
-        special_tokens_dict: dict[str, str] = {}  # noqa: RUF012
-
-    settings = GPTDatasetConfig(
-        random_seed=1, sequence_length=LENGTH, split="1,0,0", blend=([str(prefix)], None),
-        path_to_cache=str(cache), tokenizer=Tokenizer(), reset_position_ids=False, reset_attention_mask=False,
-        eod_mask_loss=False, create_attention_mask=False,
-    )  # fmt: skip
-    indexed = IndexedDataset(str(prefix))
-    documents = np.arange(len(indexed), dtype=np.int32)
-    return GPTDataset(indexed, str(prefix), documents, None, Split.train, settings)
-
-
 def open_peer(folder: Path) -> dict[str, float]:
-    import megatron.core.datasets.gpt_dataset  # noqa: F401 - not counted
+    from tpt_megatron.mcore.peer_dataset import gpt_dataset  # seconds, not counted
 
     before, start = private_mb(), time.perf_counter()
-    peer_dataset(folder / "large", folder / "cache")[0]
+    dataset = gpt_dataset(folder / "large", folder / "cache", LENGTH, VOCABULARY)
+    dataset[0]
     ready = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"first_sample_s": ready, "private_mb": private_mb() - before, "peak_mb": peak}
@@ -135,7 +113,9 @@ def rate_ours(folder: Path) -> dict[str, float]:
 
 
 def rate_peer(folder: Path) -> dict[str, float]:
-    dataset = peer_dataset(folder / "warm", folder / "cache")
+    from tpt_megatron.mcore.peer_dataset import gpt_dataset
+
+    dataset = gpt_dataset(folder / "warm", folder / "cache", LENGTH, VOCABULARY)
 
     def one(first: int) -> int:
         dataset[first % len(dataset)]

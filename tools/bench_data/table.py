@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -24,7 +25,7 @@ class Row:
     start_cpu_s: float  # of the same command on the shortest input
     total: float  # MB per CPU-second
     marginal: float | None  # the same without start-up; None where the runs are too short to tell
-    wall: float  # MB per second
+    wall: float | None  # MB per second; None of a bare encoder, which measures its CPU alone
     peak_mb: float
     largest_rss_mb: float
 
@@ -62,7 +63,7 @@ def bare_row(name: str, size: int, measured: Sequence[Mapping[str, float]], cost
     text_mb, cpu_s = measured[0]["megabytes"], median(run["cpu_s"] for run in measured)
     rate = text_mb / cpu_s
     peak, rss = max(cost.peak_mb for cost in costs), max(cost.largest_rss_mb for cost in costs)
-    return Row(name, size, text_mb, len(costs), cpu_s, 0.0, rate, rate, rate, peak, rss)
+    return Row(name, size, text_mb, len(costs), cpu_s, 0.0, rate, rate, None, peak, rss)
 
 
 def verdicts(rows: Iterable[Row], identical: Mapping[str, bool]) -> list[Verdict]:
@@ -95,7 +96,7 @@ def render(rows: Iterable[Row]) -> str:
     body = [
         (
             row.name, f"{row.size} MB", str(row.runs), f"{row.cpu_s:.2f}", f"{row.start_cpu_s:.2f}",
-            f"{row.total:.1f}", "-" if row.marginal is None else f"{row.marginal:.1f}", f"{row.wall:.1f}",
+            f"{row.total:.1f}", _rate(row.marginal), _rate(row.wall),
             f"{row.peak_mb:.0f}", f"{row.largest_rss_mb:.0f}",
         )
         for row in rows
@@ -107,6 +108,25 @@ def render(rows: Iterable[Row]) -> str:
         return "  ".join([pairs[0][0].ljust(pairs[0][1]), *(cell.rjust(width) for cell, width in pairs[1:])])
 
     return "\n".join(map(line, (heads, *body)))
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def slopes(rows: Iterable[Row]) -> list[str]:
+    """The rate of what a longer input has more than a shorter one: free of all that the start-up may miss."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    out = []
+    for name, sizes in by_name.items():
+        sizes.sort(key=lambda row: row.size)
+        for first, second in pairwise(sizes):
+            cpu_s = second.cpu_s - first.cpu_s
+            rate = _rate((second.text_mb - first.text_mb) / cpu_s if cpu_s > 0 else None)
+            out.append(f"from {first.size} to {second.size} MB: {name} {rate} MB/CPU-s")
+    return out
 
 
 def json_lines(rows: Iterable[Row], about: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from tpt_megatron.data.layout import HEADER, PARTS_DTYPE
 from tpt_megatron.data.piece import LINEAGE_SCHEMA, Piece
 from tpt_megatron.data.plan import write_plan
 from tpt_megatron.data.publish import publish, write_index
+from tpt_megatron.data.quarantine import numbered
 from tpt_megatron.data.regions import RegionWriter, kept_ranges, plan_regions
 from tpt_megatron.data.verdicts import Verdict, Verdicts
 from tpt_megatron.errors import InputError
+from tpt_megatron.records import BadRow
 
 LINEAGE_ROWS = 2**16  # of one row group
 LENGTHS_PER_READ = 2**20
@@ -128,23 +131,16 @@ class Assembly:
                 tally.left_out[verdict.name.lower()] += count
         if tally.quarantined:
             with self._stream("quarantine.jsonl") as write:
-                for index, piece in enumerate(self._pieces):
-                    write(piece.bad_rows())
-                    write(self._repeated_ids(index))
+                for row in numbered(chain.from_iterable(map(self._bad_rows, range(len(self._pieces))))):
+                    write(orjson.dumps(row) + b"\n")
 
-    def _repeated_ids(self, index: int) -> bytes:
+    def _bad_rows(self, index: int) -> Iterator[dict[str, Any]]:
+        """Those that the piece holds, and its sequences whose id came before."""
+        yield from map(orjson.loads, self._pieces[index].bad_rows().splitlines())
         out = np.flatnonzero(self._verdicts.of_piece(index) == Verdict.DUPLICATE_ID)
-        if not len(out):
-            return b""
-        rows = self._pieces[index].lineage().take(out).to_pylist()
-        reason = "another text came before under the same id"
-        return b"".join(
-            orjson.dumps(
-                {"file": row["source"], "line": 0, "reason": f"id {row['id']!r}: {reason}", "offset": -1}
-            )
-            + b"\n"
-            for row in rows
-        )
+        for row in self._pieces[index].lineage().take(out).to_pylist() if len(out) else ():
+            reason = f"document {row['id']!r}: another text came before under this id"
+            yield asdict(BadRow(row["source"], 0, reason))
 
     def _kept(self) -> Iterator[tuple[Piece, npt.NDArray[np.bool_]]]:
         for index, piece in enumerate(self._pieces):

@@ -1,7 +1,8 @@
 """Near duplicates: MinHash signatures by rensa, bands of them through the partitions, clusters by union.
 
 rensa, not datasketch: 5 ms of CPU per MB against 170, with the same error (standard deviation 0.034 at
-Jaccard 0.8, theory 0.035). With the words' hashes a signature costs 20 ms per MB of text, 4 times tokenizing.
+Jaccard 0.8, theory 0.035). With the words' hashes a signature costs 20 ms per MB of text, 5 times tokenizing;
+finding pairs takes 8 us a row, and 330 MB with 500,000 rows as with 2 million.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -21,6 +21,7 @@ from tpt_megatron.data.executor import run_tasks
 from tpt_megatron.data.filters import open_filters
 from tpt_megatron.data.identity import check_identity, describe, shard_of
 from tpt_megatron.data.layout import dataset_file, token_dtype
+from tpt_megatron.data.near import check_near_duplicates
 from tpt_megatron.data.packer import PackJob, work_folder
 from tpt_megatron.data.piece import Piece, read_pieces
 from tpt_megatron.data.tokenize import choose_encoder
@@ -77,6 +78,8 @@ def _pack(
     tokenizer = load_facts(data.tokenizer)
     about = _about_recipe(data, tokenizer)
     open_filters(data.filter)
+    if data.filter.near_duplicates:
+        check_near_duplicates()
     identity = describe(data, corpus, tokenizer, plan)
     if (done := _finished(prefix, identity)) is not None:
         return _summary(done, prefix, started, "", None)

@@ -1,6 +1,5 @@
 """A block becomes pieces: read, filter, encode, compose, write. A second run skips pieces that are there."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ class BlockPacker:
         rows = sum(piece.rows for piece in done)
         if done and done[-1].last:
             return rows
-        metadata = bool(self._data.lineage_keys or self._filters)
+        metadata = True if self._filters else self._data.lineage_keys
         batches = read_block(
             block, self._job.corpus, self._data.style,
             metadata=metadata, skip_rows=rows, batch_characters=BATCH_CHARACTERS,
@@ -122,8 +121,9 @@ class BlockPacker:
             "lengths": composed.lengths,
             "thinking_start": composed.thinking_start,
             "thinking_end": composed.thinking_end,
-            "id_hash": _hashes([identity.encode() for identity in batch.ids], batch.samples),
-            "text_hash": _hashes(contents, batch.samples),
+            "id_hash": _hashes([identity.encode() for identity in batch.ids]),
+            "text_hash": _hashes(contents),
+            "sample": np.array(batch.samples or np.zeros(len(batch)), np.int32),
         }
         if composed.trained is not None:
             columns["trained"] = composed.trained
@@ -151,14 +151,10 @@ def _contents(batch: RowBatch) -> list[bytes]:
     return [text.encode() for text in batch.texts]
 
 
-def _hashes(contents: Sequence[bytes], samples: Sequence[int] | None) -> npt.NDArray[np.uint64]:
-    """xxh3-128 of each, [rows, 2]; the sample is the seed, so two thoughts about one document differ."""
+def _hashes(contents: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    """xxh3-128 of each, [rows, 2]."""
     digest = xxhash.xxh3_128_digest
-    if samples is None or not any(samples):
-        raw = b"".join([digest(content) for content in contents])
-    else:
-        raw = b"".join([digest(c, s) for c, s in zip(contents, samples, strict=True)])
-    return np.frombuffer(raw, "<u8").reshape(-1, 2)
+    return np.frombuffer(b"".join([digest(content) for content in contents]), "<u8").reshape(-1, 2)
 
 
 def _chosen(meta: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -172,7 +168,3 @@ def _bad_row(batch: RowBatch, row: int, reason: str) -> BadRow:
 def work_folder(prefix: Path) -> Path:
     """Where the pieces of the dataset `prefix` wait for each other."""
     return prefix.with_name(f"{prefix.name}.work")
-
-
-def hash_bytes(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -180,7 +180,7 @@ class Piece:
         return pa.ipc.open_stream(pa.py_buffer(self.column("lineage").tobytes())).read_all()
 
     def tokens(self, runs: npt.NDArray[np.int64]) -> Iterator[memoryview]:
-        """The bytes `start:stop` of the tokens of each of `runs` [n, 2], ascending, a chunk or less at a time.
+        """The bytes `start:stop` of the tokens for each of `runs` [n, 2], ascending, by chunks or less.
 
         Each chunk is read and verified once.
         """

@@ -20,6 +20,7 @@ from tpt_megatron.data.piece import Piece
 Ordinals = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]  # [rows, 2]
 SAMPLE_SEED = 0
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: multiples of it spread
 
 
 class Verdict(IntEnum):
@@ -74,10 +75,11 @@ class Verdicts:
         # Rare, and dear: an id came twice. Only the same id and the same text together are a harmless
         # repetition, and a document must not go because its like is in quarantine.
         self._verdicts[:] = Verdict.KEEP
+        self._mark_later(_id_and_text_keys, Verdict.DUPLICATE)
         self._mark_later(_id_keys, Verdict.DUPLICATE_ID)
-        for later in self._later(_id_and_text_keys):
-            self._verdicts[later] = Verdict.DUPLICATE if exact else Verdict.KEEP
-        if exact:
+        if not exact:
+            self._verdicts[self._verdicts == Verdict.DUPLICATE] = Verdict.KEEP
+        else:
             self._mark_later(_text_keys, Verdict.DUPLICATE)
 
     def _mark_later(self, keys: Callable[[Piece], Keys], verdict: Verdict) -> int:
@@ -89,15 +91,20 @@ class Verdicts:
         def chunks() -> Iterator[Keys]:
             for index, piece in enumerate(self._pieces):
                 if piece.sequences:
-                    out = self.starts[index] + np.flatnonzero(~self.kept(index))
-                    values = keys(piece).copy()
-                    values[out - self.starts[index]] = np.stack([out, ~out], axis=1).astype(np.uint64)
+                    values, out = keys(piece), np.flatnonzero(~self.kept(index))
+                    values[out] = _unlike_any(self.starts[index] + out, 2)
                     yield values
 
         return (later for later, _ in find_duplicates(self._folder, chunks()))
 
     def _signatures(self) -> Iterator[npt.NDArray[np.uint32]]:
-        return (piece.column("signature") for piece in self._pieces if piece.sequences)
+        """Those of rows that are out are like no other; those of two thoughts about one document differ."""
+        for index, piece in enumerate(self._pieces):
+            if piece.sequences:
+                values, out = piece.column("signature").copy(), np.flatnonzero(~self.kept(index))
+                values ^= _of_sample(piece).astype(np.uint32)
+                values[out] = _unlike_any(self.starts[index] + out, values.shape[1])
+                yield values
 
     def _mark(self, ordinals: Ordinals, verdict: Verdict) -> int:
         """How many of them had stayed until now."""
@@ -122,16 +129,27 @@ class Verdicts:
 
 
 def _text_keys(piece: Piece) -> Keys:
-    return piece.column("text_hash")
+    return piece.column("text_hash") + _of_sample(piece)
 
 
 def _id_keys(piece: Piece) -> Keys:
-    return piece.column("id_hash")
+    return piece.column("id_hash") + _of_sample(piece)
 
 
 def _id_and_text_keys(piece: Piece) -> Keys:
     """Both hashes in one key of 128 bits; the odd factor keeps equal hashes from cancelling."""
-    return piece.column("id_hash") * np.uint64(0x9E3779B97F4A7C15) + piece.column("text_hash")
+    return piece.column("id_hash") * ODD + _text_keys(piece)
+
+
+def _of_sample(piece: Piece) -> Keys:
+    """What tells the samples of one document apart, [sequences, 1]; 0 for the first."""
+    return piece.column("sample").astype(np.uint64)[:, np.newaxis] * ODD
+
+
+def _unlike_any(ordinals: Ordinals, width: int) -> Keys:
+    """Values [ordinals, width] that no hash has, but by a chance of 2^-64."""
+    steps = np.arange(1, width + 1, dtype=np.uint64)
+    return (ordinals.astype(np.uint64)[:, np.newaxis] + np.uint64(1)) * ODD * steps ^ (steps << np.uint64(17))
 
 
 def _raw_tokens(piece: Piece) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tpt_megatron.data.indexed import IndexedDataset
 from tpt_megatron.data.layout import HEADER, PARTS_DTYPE, dataset_file
-from tpt_megatron.report.facts import fact, optional_fact, read_batches
+from tpt_megatron.report.facts import ROWS_PER_BATCH, fact, optional_fact, read_batches
 from tpt_megatron.report.lineage import LENGTHS, Group, Lineage
 
 
@@ -109,7 +109,7 @@ def _misplaced(lineage: Path, tokens: IndexedDataset) -> int:
     The index is read in pieces, not mapped: touched pages of a mapping count as memory, 16 bytes a row.
     """
     wrong = first = 0
-    for batch in read_batches(lineage, LENGTHS):
+    for batch in read_batches(lineage, LENGTHS, ROWS_PER_BATCH):
         document, thinking = (batch.column(name).to_numpy() for name in LENGTHS)
         offset = HEADER.size + 4 * first
         lengths = np.fromfile(dataset_file(tokens.prefix, "idx"), "<i4", len(batch), offset=offset)

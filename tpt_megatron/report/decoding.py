@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from tpt_megatron.data.indexed import IndexedDataset, Integers
 from tpt_megatron.errors import DamagedError, TptError
 from tpt_megatron.tokenizer import TokenizerFacts, load_facts
 
-# Control characters as the pictures that Unicode has for them; a page can hold none of the originals.
-PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+# Control characters, which no page can hold, as the pictures that Unicode has for them.
+PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,8 @@ class Decoders:
 
     def get(self, name: str, fingerprint: str | None) -> Decoder | str:
         """The decoder of a dataset, or the sentence that says why there is none."""
-        if not name:
-            return "The manifest names no tokenizer."
         if name not in self._opened:
-            try:
-                self._opened[name] = Decoder(load_facts(name))
-            except TptError as error:
-                self._opened[name] = f"Not decoded: {error}."
+            self._opened[name] = _open(name)
         found = self._opened[name]
         if isinstance(found, Decoder) and found.tokenizer.fingerprint != fingerprint:
             return (
@@ -67,3 +63,27 @@ class Decoders:
                 f"the manifest's is {(fingerprint or 'none')[:16]}."
             )
         return found
+
+
+def _open(name: str) -> Decoder | str:
+    place = _on_this_machine(name)
+    if place is None:
+        return f"Not decoded: the tokenizer {name!r} is not on this machine, and a report downloads nothing."
+    try:
+        return Decoder(load_facts(place))
+    except TptError as error:
+        return f"Not decoded: {error}."
+
+
+def _on_this_machine(name: str) -> str | None:
+    """The file or folder of a tokenizer, that of a hub name in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if name and Path(name).exists():
+        return name
+    try:
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+    except HFValidationError:  # not a name that the hub can have
+        return None
+    return str(Path(cached).parent) if isinstance(cached, str) else None
