@@ -19,6 +19,7 @@ from tpt_megatron.data import blocks
 from tpt_megatron.data.dataset import Samples
 from tpt_megatron.data.indexed import IndexedDataset
 from tpt_megatron.data.pack import PackSummary, pack
+from tpt_megatron.data.quarantine import numbered
 from tpt_megatron.errors import ConfigError, DamagedError, InputError
 from tpt_megatron.records import TRAJECTORY_SCHEMA
 from tpt_megatron.tokenizer import load_facts
@@ -178,13 +179,8 @@ def test_near_duplicates_and_samples_of_a_document(tmp_path: Path, tiny_tokenize
     """Two thoughts about one document both stay; of two near documents the first does."""
     rng = np.random.default_rng(0)
     text = " ".join(f"{word}{rng.integers(50)}" for word in rng.choice(WORDS, 200))
-    rows = [
-        ("a", 0, text),
-        ("a", 1, text),
-        ("b", 0, f"{text} end"),
-        ("b", 1, f"{text} end"),
-        ("c", 0, "other"),
-    ]
+    near = f"{text} end"
+    rows = [("a", 0, text), ("a", 1, text), ("b", 0, near), ("b", 1, near), ("c", 0, "other")]
     table = pa.Table.from_pylist(
         [{**trajectory(name, words, "so", "web"), "sample": sample} for name, sample, words in rows],
         TRAJECTORY_SCHEMA,
@@ -196,15 +192,34 @@ def test_near_duplicates_and_samples_of_a_document(tmp_path: Path, tiny_tokenize
     inputs = (str(tmp_path / "t"),)
     plain = run(tiny_tokenizer, tmp_path / "plain", CorpusConfig(), style="think_tags", inputs=inputs)
     assert (plain.sequences, plain.quarantined) == (5, 0)
-    near = run(
+    done = run(
         tiny_tokenizer, tmp_path / "near", CorpusConfig(), style="think_tags", inputs=inputs,
         filter={"near_duplicates": True},
     )  # fmt: skip
     assert ids_in(tmp_path / "near") == ["a", "a", "c"]
-    assert near.left_out == {"near_duplicate": 2}
+    assert done.left_out == {"near_duplicate": 2}
     half = plain.document_tokens - 1
     run(tiny_tokenizer, tmp_path / "half", CorpusConfig(), style="think_tags", inputs=inputs, raw_tokens=half)
     assert sorted(ids_in(tmp_path / "half")) in (["a", "a", "c"], ["a", "a", "b", "b"], ["b", "b", "c"])
+
+
+def test_bad_rows_of_every_block_have_their_lines(
+    tmp_path: Path, tiny_tokenizer: Path, corpus: CorpusConfig
+) -> None:
+    path = Path(corpus.paths[0])
+    lines = path.read_text().splitlines()
+    bad = [0, 1, 7, 20, 21, 39]
+    for number in bad:
+        lines[number] = "broken"
+    path.write_text("\n".join(lines))
+    done = run(tiny_tokenizer, tmp_path / "x", corpus)
+    assert (done.sequences, done.quarantined) == (34, 6)
+    rows = [json.loads(line) for line in (tmp_path / "x.quarantine.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in rows] == [(str(path), number + 1) for number in bad]
+    raw = path.read_bytes()
+    assert all(raw[row["offset"] :].startswith(b"broken") for row in rows)
+    gone = {"file": "gone", "line": 0, "offset": 5}
+    assert list(numbered([gone])) == [gone]
 
 
 @pytest.mark.parametrize("order", [1, -1])
