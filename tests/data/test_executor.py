@@ -46,7 +46,7 @@ def test_a_workers_error_is_raised_here(workers: int) -> None:
 
 
 def test_a_killed_worker_is_named() -> None:
-    with pytest.raises(InputError, match=r"exit code -9.*run the same command again"):
+    with pytest.raises(InputError, match=r"exit code -9.*run the command again"):
         list(run_tasks(partial(Squarer, kill=3), range(7), 2, "local"))
 
 

@@ -20,7 +20,7 @@ from tpt_megatron.data.piece import Piece
 Ordinals = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]  # [rows, 2]
 SAMPLE_SEED = 0
-ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: multiples of it spread
+ODD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it spread
 
 
 class Verdict(IntEnum):

@@ -60,6 +60,7 @@ def read_dataset(path: Path, name: str, decoders: Decoders) -> Dataset:
     check_sizes(path, manifest)
     about = manifest.about
     prefix = path.with_name(path.name.removesuffix(f".{MANIFEST_SUFFIX}"))
+    style, tokenizer = fact(about, "style", str, path), fact(about, "tokenizer.name", str, path)
     counts = read_counts(about, path)
     lineage_path = dataset_file(prefix, LINEAGE)
     lineage = read_lineage(lineage_path) if lineage_path.name in manifest.files else None
@@ -67,8 +68,8 @@ def read_dataset(path: Path, name: str, decoders: Decoders) -> Dataset:
     tokens = IndexedDataset(prefix) if whole else None
     return Dataset(
         name=name,
-        style=fact(about, "style", str, path),
-        tokenizer=fact(about, "tokenizer.name", str, path),
+        style=style,
+        tokenizer=tokenizer,
         sources=tuple(str(source) for source in fact(about, "sources", list, path)),
         counts=counts,
         lineage=lineage,
