@@ -72,9 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     eval_parser.add_argument("suite", choices=["heldout"])
     settings(eval_parser)
-    report_parser = verb("report", report, "one static HTML page on everything below a folder")
-    report_parser.add_argument("folder", type=Path)
-    report_parser.add_argument("--output", type=Path, help="default: FOLDER/report.html")
+    report_parser = verb(
+        "report", report, "one static HTML page on everything below a folder, or on one dataset"
+    )
+    report_parser.add_argument("folder", type=Path, metavar="FOLDER_OR_PREFIX")
+    report_parser.add_argument(
+        "--output", type=Path, help="default: FOLDER/report.html or PREFIX.report.html"
+    )
     verify_parser = verb("verify", verify, "check every byte of the artifacts at or below a path")
     verify_parser.add_argument("path", type=Path)
     settings(verb("config", config, "print the resolved config tree"))

@@ -50,8 +50,9 @@ def test_documents_are_a_function_of_the_seed() -> None:
 
 
 def test_a_real_corpus_is_cut_to_size_without_duplicates(tmp_path: Path) -> None:
-    kept = [f"{text} {number}" for number, text in enumerate(POOL)] * 2  # each twice
-    real = write_real(tmp_path / "real.jsonl", ["", "a<|endoftext|>b", *kept, "a<think>b"])
+    kept = [f"{text} {number}" for number, text in enumerate(POOL)]
+    twice = [text for text in kept for _ in range(2)]
+    real = write_real(tmp_path / "real.jsonl", ["", "a<|endoftext|>b", *twice[:9], "a<think>b", *twice[9:]])
     for folder in ("one", "two"):
         corpus.build_files(tmp_path / folder, [4000, 9000], corpus.rows_of(real), "real", vocabulary=300)
     names = ["4000.jsonl", "9000.jsonl", "tokenizer/tokenizer.json", "about.json"]

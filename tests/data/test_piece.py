@@ -24,7 +24,7 @@ def lineage(count: int) -> pa.RecordBatch:
 
 
 def write(path: Path, last: bool = True, batches: int = 3) -> Piece:
-    with new_piece(path, np.dtype("<u2")) as piece:
+    with new_piece(path, np.dtype("<u2"), "in") as piece:
         for part in np.array_split(TOKENS, batches):
             piece.add_tokens(part)
             piece.add_columns({"lengths": np.array([len(part)], "<i4")}, lineage(1))
@@ -97,7 +97,7 @@ def test_pieces_of_a_block_end_at_a_gap_or_at_the_last(tmp_path: Path) -> None:
 
 def test_a_piece_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with new_piece(tmp_path / "p", np.dtype("<u2")) as piece:
+        with new_piece(tmp_path / "p", np.dtype("<u2"), "in") as piece:
             piece.add_tokens(TOKENS)
             raise ZeroDivisionError
 

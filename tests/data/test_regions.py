@@ -35,7 +35,7 @@ def test_regions_are_the_kept_tokens_in_order(tmp_path: Path, block_bytes: int) 
         kept = rng.random(12) < (0.5 if number else 1.0)
         tokens = rng.integers(0, 60000, int(lengths.sum())).astype("<u2")
         paths.append(tmp_path / f"{number}.piece")
-        with new_piece(paths[-1], np.dtype("<u2")) as piece:
+        with new_piece(paths[-1], np.dtype("<u2"), "in") as piece:
             piece.add_tokens(tokens)
             piece.finish(last=True)
         pieces.append(kept_ranges(lengths, kept, 2))

@@ -140,7 +140,7 @@ class Assembly:
         out = np.flatnonzero(self._verdicts.of_piece(index) == Verdict.DUPLICATE_ID)
         for row in self._pieces[index].lineage().take(out).to_pylist() if len(out) else ():
             reason = f"document {row['id']!r}: another text came before under this id"
-            yield asdict(BadRow(row["source"], 0, reason))
+            yield asdict(BadRow(self._pieces[index].file, 0, reason))
 
     def _kept(self) -> Iterator[tuple[Piece, npt.NDArray[np.bool_]]]:
         for index, piece in enumerate(self._pieces):

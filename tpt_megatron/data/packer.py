@@ -79,7 +79,8 @@ class BlockPacker:
         )  # fmt: skip
         part, last = len(done), False
         while not last:
-            with new_piece(piece_path(self._job.folder, block.index, part), self._dtype) as piece:
+            path = piece_path(self._job.folder, block.index, part)
+            with new_piece(path, self._dtype, _file_of(block)) as piece:
                 last = self._fill(piece, batches)
                 piece.finish(last)
             rows, part = rows + piece.rows, part + 1
@@ -104,7 +105,9 @@ class BlockPacker:
             return
         composed = self._compose(batch)
         piece.counts.update(composed.counts)
-        piece.add_bad([_bad_row(batch, row, reason) for row, reason in composed.bad])
+        piece.add_bad(
+            [BadRow(piece.file, 0, f"document {batch.ids[row]!r}: {reason}") for row, reason in composed.bad]
+        )
         kept = batch if len(composed.kept) == len(batch) else batch.select(composed.kept.tolist())
         if not len(kept):
             return
@@ -161,8 +164,10 @@ def _chosen(meta: Mapping[str, Any], keys: Sequence[str]) -> str:
     return orjson.dumps({key: meta[key] for key in keys if key in meta}, default=str).decode()
 
 
-def _bad_row(batch: RowBatch, row: int, reason: str) -> BadRow:
-    return BadRow(batch.sources[row], 0, f"document {batch.ids[row]!r} {reason}")
+def _file_of(block: Block) -> str:
+    """The file that a block's rows come from, or the first and the last of its small files."""
+    first, last = block.spans[0].url, block.spans[-1].url
+    return first if first == last else f"{first} to {last}"
 
 
 def work_folder(prefix: Path) -> Path:

@@ -49,8 +49,9 @@ def piece_path(folder: Path, block: int, part: int) -> Path:
 class PieceWriter:
     """Appends batches to the file that `new_piece` opened; columns wait in memory, about 80 bytes a row."""
 
-    def __init__(self, file: IO[bytes], dtype: np.dtype[Any]) -> None:
-        self._file, self._dtype = file, dtype
+    def __init__(self, output: IO[bytes], dtype: np.dtype[Any], file: str) -> None:
+        self._file, self._dtype = output, dtype
+        self.file = file  # of the input, for the quarantine
         self._position, self._chunk, self._checksums = 0, xxhash.xxh3_64(), list[int]()
         self._columns: dict[str, list[Column]] = {}
         self._lineage: list[pa.RecordBatch] = []
@@ -109,6 +110,7 @@ class PieceWriter:
                 "text_bytes": self.text_bytes,
                 "counts": dict(self.counts),
                 "last": last,
+                "file": self.file,
             }
         )
         self._file.write(footer + TAIL.pack(len(footer), xxhash.xxh3_64_intdigest(footer), MAGIC))
@@ -123,10 +125,10 @@ def _ipc(batches: Sequence[pa.RecordBatch]) -> bytes:
 
 
 @contextmanager
-def new_piece(path: Path, dtype: np.dtype[Any]) -> Iterator[PieceWriter]:
+def new_piece(path: Path, dtype: np.dtype[Any], file: str) -> Iterator[PieceWriter]:
     """A piece to fill and `finish`; it gets its name when the block ends well."""
-    with atomic_file(path) as file:
-        yield PieceWriter(file, dtype)
+    with atomic_file(path) as output:
+        yield PieceWriter(output, dtype, file)
 
 
 class Piece:
@@ -153,6 +155,7 @@ class Piece:
         self.token_bytes, self.dtype = int(facts["token_bytes"]), np.dtype(facts["dtype"])
         self.rows, self.quarantined = int(facts["rows"]), int(facts["quarantined"])
         self.text_bytes, self.last = int(facts["text_bytes"]), bool(facts["last"])
+        self.file = str(facts["file"])
         self.counts: Counter[str] = Counter(facts["counts"])
         self._sections: dict[str, list[Any]] = facts["sections"]
         lengths = self._sections.get("lengths")

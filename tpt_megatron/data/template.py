@@ -23,6 +23,7 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around what carries loss
 PLACEHOLDER = "\ufdd2{}\ufdd3"  # the content of message {}
 MARKS = re.compile("(\ufdd0|\ufdd1|\ufdd2[0-9]+\ufdd3)")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MAX_FRAMES = 1000  # kept
 PROBE = (" \n one </think> two \n ", "<think>\n three \n</think>\n\n four \n")
 
 
@@ -79,17 +80,25 @@ class Template:
         )
         return text
 
+    @cached_property
+    def _frames(self) -> dict[tuple[str, ...], list[Piece]]:
+        return {}  # by roles, which alone decide a frame; rendering one takes 0.1 ms
+
     def pieces(self, roles: Sequence[str]) -> list[Piece]:
         """The frame around messages of these roles, in order, each content's place in it once.
 
         Raises jinja2.TemplateError for roles that the template does not take, and ValueError where a content
         has not one place.
         """
+        if (known := self._frames.get(tuple(roles))) is not None:
+            return known
         rendered = self.render(roles, [PLACEHOLDER.format(i) for i in range(len(roles))])
         found = list(_split(rendered))
         places = sorted(piece.message for piece in found if piece.message is not None)
         if places != list(range(len(roles))):
             raise ValueError(f"the chat template writes messages {places} of {len(roles)}")
+        if len(self._frames) < MAX_FRAMES:
+            self._frames[tuple(roles)] = found
         return found
 
     def check(self) -> None:
