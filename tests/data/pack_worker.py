@@ -44,7 +44,7 @@ class Faults:
     def install(self) -> None:
         real_open = builtins.open
         builtins.open = lambda *a, **k: self._wrap(real_open(*a, **k))  # type: ignore[assignment]
-        for name in ("fsync", "replace", "rename", "pwritev"):
+        for name in ("fsync", "replace", "rename", "pwrite"):
             setattr(os, name, partial(self._call, name, getattr(os, name)))
 
     def _call(self, name: str, real: Callable[..., Any], *arguments: Any) -> Any:

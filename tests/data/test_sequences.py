@@ -20,12 +20,14 @@ def test_find_is_a_search_of_the_starts(count: int, kind: str) -> None:
         half = slice(0, count // 2) if kind == "front_heavy" else slice(count // 2, count)
         lengths[half] = 9000
     starts = np.cumsum(lengths) - lengths
-    unaligned = np.frombuffer(b"x" + (2 * starts).astype("<i8").tobytes(), np.uint8)[1:].view("<i8")
+    unaligned = np.frombuffer(b"x" + (2 * starts).astype("<i8").tobytes() + b"more", np.uint8)
+    offsets = Offsets(unaligned, 1, count, 2)
     total = int(lengths.sum())
     tokens = np.concatenate([starts, starts + lengths - 1, random.integers(0, total, 500)])
-    found = Offsets(unaligned, 2).find(tokens)
+    found = np.array([offsets.find(token) for token in tokens.tolist()])
     assert (found == np.searchsorted(starts, tokens, side="right") - 1).all()
-    assert Offsets(unaligned, 2)[found[:6].reshape(2, 3)].tolist() == starts[found[:6]].reshape(2, 3).tolist()
+    assert offsets[found[:6].reshape(2, 3)].tolist() == starts[found[:6]].reshape(2, 3).tolist()
+    assert [offsets.find(int(starts[-1]), low) for low in (0, count - 1)] == [count - 1] * 2
 
 
 def masked(prefix: Path, bits: list[int]) -> Path:

@@ -11,7 +11,7 @@ from tpt_megatron.data.indexed import IndexedDataset, Integers
 from tpt_megatron.data.sample import Bools, Indices, Pieces
 from tpt_megatron.errors import InputError
 
-DOCUMENTS_A_WINDOW = 16  # looked for at first; four times as many when a window holds more
+NEAR = 32  # sequences on, where a window has mostly ended
 
 
 class Windows:
@@ -39,17 +39,22 @@ class Windows:
         return self._pieces(rows, start)
 
     def _pieces(self, rows: Indices, start: Indices) -> Pieces:
-        dataset, width = self.dataset, DOCUMENTS_A_WINDOW
-        first = dataset.offsets.find(start)  # [n] the sequence that a window begins in
-        while True:
-            sequence = first[:, None] + np.arange(width)  # [n, width]
-            begin = dataset.offsets[np.minimum(sequence, dataset.num_sequences - 1)] - start[:, None]
-            inside: npt.NDArray[np.bool_] = (sequence < dataset.num_sequences) & (begin <= self.length)
-            if width > self.length + 1 or not inside[:, -1].any():
-                break
-            width *= 4
+        offsets, length = self.dataset.offsets, self.length
+        first = [offsets.find(token) for token in start.tolist()]  # the sequence that a window begins in
+        last = [
+            self._last(low, token + length) for low, token in zip(first, start.tolist(), strict=True)
+        ]  # and the one that its last label is in
+        counts = np.array(last) - first + 1  # [n] sequences of each window
+        before = np.cumsum(counts) - counts
+        sequence = np.arange(counts.sum()) + np.repeat(first - before, counts)
+        begin = offsets[sequence] - np.repeat(start, counts)
         skip = np.zeros_like(begin)
-        skip[:, 0], begin[:, 0] = -begin[:, 0], 0
-        inside[:, 0] = True
-        row = np.broadcast_to(rows[:, None], inside.shape)
-        return Pieces(row[inside], begin[inside], sequence[inside], skip[inside])
+        skip[before], begin[before] = -begin[before], 0
+        return Pieces(np.repeat(rows, counts), begin, sequence, skip)
+
+    def _last(self, first: int, token: int) -> int:
+        """The sequence that `token` is in, known to be `first` or later: mostly little later."""
+        count, near = self.dataset.num_sequences, first + NEAR
+        if near < count and self.dataset.offsets[near] > token:
+            return self.dataset.offsets.find(token, first, near)
+        return self.dataset.offsets.find(token, first, min(first + 1 + self.length, count))
