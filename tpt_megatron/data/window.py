@@ -5,7 +5,6 @@ is dropped.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from tpt_megatron.data.indexed import IndexedDataset, Integers
 from tpt_megatron.data.sample import Bools, Indices, Pieces
@@ -40,10 +39,10 @@ class Windows:
 
     def _pieces(self, rows: Indices, start: Indices) -> Pieces:
         offsets, length = self.dataset.offsets, self.length
-        first = [offsets.find(token) for token in start.tolist()]  # the sequence that a window begins in
-        last = [
-            self._last(low, token + length) for low, token in zip(first, start.tolist(), strict=True)
-        ]  # and the one that its last label is in
+        tokens = start.tolist()
+        # [n] the sequence that a window begins in, and the one that its last label is in.
+        first: Indices = np.array([offsets.find(token) for token in tokens])
+        last = [self._last(low, t + length) for low, t in zip(first.tolist(), tokens, strict=True)]
         counts = np.array(last) - first + 1  # [n] sequences of each window
         before = np.cumsum(counts) - counts
         sequence = np.arange(counts.sum()) + np.repeat(first - before, counts)
