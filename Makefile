@@ -43,14 +43,15 @@ check: .venv/.done
 gate: .venv/.done
 	$(BIN)/python kernels/bench/resources.py
 
-bench: .venv/.done
+bench: bench-data
 	$(BIN)/python tools/bench_train.py
-	$(BIN)/python tools/bench_data $(BENCH_DATA)
 
-# Packing beside its peers. BENCH_DATA="--megatron-lm DIR --peers-python PYTHON" adds those not installed here,
-# --corpus FILE.jsonl takes a real corpus; the one made on the spot is kept in runs/bench-data (0.6 GB).
+# Packing, then samples, beside their peers. BENCH_DATA="--megatron-lm DIR --peers-python PYTHON" adds those not
+# installed here, --corpus FILE.jsonl takes a real corpus; the one made on the spot is kept in runs/bench-data
+# (0.6 GB). BENCH_SAMPLES=--full opens 200 million documents instead of 20.
 bench-data: .venv/.done
 	$(BIN)/python tools/bench_data $(BENCH_DATA)
+	$(BIN)/python tools/bench_data/samples.py $(BENCH_SAMPLES)
 
 # A GPU image's own torch is what is to be measured, so these two install nothing; they use .venv where it is.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
