@@ -41,7 +41,6 @@ OPTIONAL = frozenset(
         "flash_attn",
         "quack",
         "aiter",
-        "fastokens",
         "sentencepiece",
         "py3langid",
         "rensa",

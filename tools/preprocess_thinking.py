@@ -13,29 +13,28 @@ def main() -> int:
     parser.add_argument("--tokenizer", required=True, help="a folder, a hub name or a SentencePiece .model")
     parser.add_argument("--output-prefix", required=True)
     styles = ["think_tags", "plain", "prefix", "none", "chat"]
-    parser.add_argument("--style", default="think_tags", choices=styles)
-    parser.add_argument("--json-key", default="text", help="the column of the text")
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--shard", default="", metavar="I/N", help="only every N-th block, for job arrays")
-    parser.add_argument("--ray", action="store_true", help="actors of a Ray cluster instead of processes")
+    parser.add_argument("--style", choices=styles)
+    parser.add_argument("--json-key", help="the column of the text")
+    parser.add_argument("--workers", type=int, help="processes on this machine")
+    parser.add_argument("--shard", metavar="I/N", help="only every N-th block, for job arrays")
+    parser.add_argument("--ray", action="store_const", const="ray", help="actors of a Ray cluster instead")
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="any setting, a preset or a .toml file"
     )
     options = parser.parse_intermixed_args()
-    return tpt(
-        [
-            "pack",
-            *options.settings,
-            f"data.inputs={json.dumps(options.input)}",
-            f"data.tokenizer={json.dumps(options.tokenizer)}",
-            f"data.output={json.dumps(options.output_prefix)}",
-            f"data.style={options.style}",
-            f"corpus.text_key={json.dumps(options.json_key)}",
-            f"data.workers={options.workers}",
-            f"data.shard={json.dumps(options.shard)}",
-            f"data.executor={'ray' if options.ray else 'local'}",
-        ]
-    )
+    flags = {
+        "data.inputs": options.input,
+        "data.tokenizer": options.tokenizer,
+        "data.output": options.output_prefix,
+        "data.style": options.style,
+        "corpus.text_key": options.json_key,
+        "data.workers": options.workers,
+        "data.shard": options.shard,
+        "data.executor": options.ray,
+    }
+    # Only what was given: a flag that was not must not undo a preset or a KEY=VALUE.
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    return tpt(["pack", *options.settings, *given])
 
 
 if __name__ == "__main__":

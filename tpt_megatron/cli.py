@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -158,6 +159,9 @@ def train(options: argparse.Namespace) -> str:
         return f"train: would run {tree.train_steps} steps of {tree.tokens_per_step} tokens, {tokens} in all"
     from tpt_megatron.train.run import train as run
 
+    # A dataset of the blend keeps three to five files open; the usual soft limit of 1,024 is for 200 of them.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     done = run(tree)
     if done.rank:
         return ""

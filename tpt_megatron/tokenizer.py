@@ -152,7 +152,8 @@ def open_huggingface(name_or_path: str) -> Any:
 
 
 def facts_of(hf: Any, name: str) -> TokenizerFacts:
-    body = json.loads(hf.backend_tokenizer.to_str())
+    # Cutting and padding are the caller's matter, and would make equal tokenizers look different.
+    body = {**json.loads(hf.backend_tokenizer.to_str()), "truncation": None, "padding": None}
     template = hf.chat_template
     return TokenizerFacts(
         name=name,

@@ -58,6 +58,9 @@ def test_the_tools_flags(
     line = capsys.readouterr().out
     assert line.startswith("pack: 2 rows = 2 sequences, 0 quarantined; ")
     assert line.rstrip().endswith(str(tmp_path / "x"))
+    assert tool(monkeypatch, *base[:-1], str(tmp_path / "z"), "data.style=prefix", "data.shard=0/1") == 0
+    assert "shard 0/1" in capsys.readouterr().out
+    assert not (tmp_path / "z.bin").exists()
     documents = tmp_path / "d.jsonl"
     documents.write_text('{"content": "water"}\n{"content": "water"}\n')
     base[1:2] = [str(documents)]

@@ -157,6 +157,13 @@ RECIPES = {
     },
 }
 
+KEPT = {
+    "fineweb-edu": {"dump": RECIPES["fineweb-edu"]["dump"], "int_score": 3},
+    "megamath-web-pro-max": {},
+    "essential-web": {"eai_taxonomy.education_level.primary.label": "Undergraduate"},
+    "mixture-of-thoughts": {"num_tokens": 9},
+}
+
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_reads_the_columns_of_its_corpus(tmp_path: Path, name: str) -> None:
@@ -167,7 +174,7 @@ def test_a_recipe_reads_the_columns_of_its_corpus(tmp_path: Path, name: str) -> 
     (batch,) = read_block(plan.blocks[0], tree.corpus, tree.data.style, metadata=keys)
     assert (len(batch), batch.bad) == (2, [])
     assert batch.sources[0] == ("math" if name == "mixture-of-thoughts" else name)
-    assert batch.metas[0] == {key: RECIPES[name][key] for key in keys if key in RECIPES[name]}
+    assert batch.metas[0] == KEPT[name]
     whole = [{**RECIPES[name], "extra": 1}]
     (tmp_path / "y.jsonl").write_text(json.dumps(whole[0]))
     tree = load([name, f'corpus.paths=["{tmp_path}/y.jsonl"]'])

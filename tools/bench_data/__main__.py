@@ -151,7 +151,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     if options.cpus:
         os.sched_setaffinity(0, options.cpus)
@@ -186,7 +186,8 @@ def main() -> None:
         facts = {"time": time.time(), "corpus": about["kind"], "cores": cores, "load": max(loads)}
         with options.json.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in table.json_lines(rows, facts))
+    return int(OURS in bench.failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

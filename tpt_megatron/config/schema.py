@@ -115,7 +115,7 @@ class DataConfig(Section):
     max_thinking_tokens: PositiveInt | None = None  # a longer thought is cut
     long_documents: Literal["split", "truncate_thought", "drop"] = "split"  # longer than sequence_length
     raw_tokens: PositiveInt | None = None  # keep a random sample of documents with so many document tokens
-    lineage_keys: tuple[str, ...] = ()  # metadata fields that the lineage keeps, for `tpt report`
+    lineage_keys: tuple[str, ...] = ()  # metadata fields, dotted where nested, for `tpt report`
     workers: PositiveInt = 1  # processes on this machine
     executor: Literal["local", "ray"] = "local"
     shard: str = ""  # "0/8": only blocks 0, 8, 16, ...; the same command without it assembles
@@ -123,7 +123,7 @@ class DataConfig(Section):
     weight_unit: Literal["token", "document"] = "token"
     packing: Literal["concat", "best_fit"] = "concat"
     sequence_length: PositiveInt = 8192
-    document_mask: bool = False  # attention and positions restart at each document; always so in style "chat"
+    document_mask: bool = False  # attention, positions restart at each document; always in chat, best_fit
     cache_dir: str = ""  # where remote datasets of the blend are copied
     prefetch_batches: Count = 2  # made ahead of training, in a thread
 

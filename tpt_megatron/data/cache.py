@@ -21,6 +21,7 @@ from tpt_megatron.artifact import (
     digest_file,
     read_manifest,
 )
+from tpt_megatron.data.files import read_errors
 from tpt_megatron.errors import ConfigError, DamagedError, InputError
 
 COPY_BYTES = 2**22
@@ -43,7 +44,10 @@ def local_prefix(prefix: str, cache_dir: str) -> Path:
     parent, _, name = prefix.rpartition("/")
     raw = b"".join(_read(f"{prefix}.{MANIFEST_SUFFIX}"))
     folder = Path(cache_dir) / f"{name}-{hashlib.sha256(raw).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data.cache_dir: cannot write {folder}: {error.strerror}") from error
     with _locked(folder / ".lock"):
         manifest = _parse(raw, folder, prefix)
         final = folder / f"{name}.{MANIFEST_SUFFIX}"
@@ -111,7 +115,9 @@ def _read(url: str) -> Iterator[bytes]:
             raise InputError(f"data.blend: cannot read {url}: {error}") from error
         except FileNotFoundError:
             raise InputError(f"data.blend: {url} does not exist", fix="is the dataset whole there?") from None
-        except (OSError, ValueError) as error:
+        except ValueError as error:  # fsspec's word for a protocol that it does not know
+            raise InputError(f"data.blend: cannot read {url}: {error}") from error
+        except read_errors() as error:
             raise InputError(f"data.blend: cannot read {url}: {error}") from error
 
     def opened() -> IO[bytes]:

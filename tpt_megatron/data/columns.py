@@ -11,7 +11,7 @@ import xxhash
 
 from tpt_megatron.config.schema import CorpusConfig
 from tpt_megatron.data.rows import Messages, RowBatch
-from tpt_megatron.data.where import BadCellError, Where
+from tpt_megatron.data.where import BadCellError, Where, at_path
 from tpt_megatron.records import Document, text_id
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -97,7 +97,8 @@ class Picker:
     def _meta(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What is in the row beside what has a column of its own; of that only what is asked for."""
         if self._kept is not None:
-            return {name: row[name] for name in self._kept if name in row}
+            cells = ((name, at_path(row, name)) for name in sorted(self._kept))
+            return {name: cell for name, cell in cells if cell is not None}
         return {name: cell for name, cell in row.items() if name not in (self.content_key, self.id_key)}
 
     def one(self, row: Any) -> Taken | None:

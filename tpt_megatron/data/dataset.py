@@ -4,8 +4,10 @@ Sample i is a pure function of (seed, i): to resume is to remember how many were
 of ranks. Opening takes the same time and memory whatever the size of the data.
 """
 
+import errno
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ class Samples:
         if not data.blend:
             raise ConfigError("data.blend is empty", expected='[["PREFIX", 1.0]]', fix="set data.blend")
         self._data, self._seed = data, seed
-        self._datasets = [IndexedDataset(local_prefix(prefix, data.cache_dir)) for prefix, _ in data.blend]
+        self._datasets = [_open(local_prefix(prefix, data.cache_dir)) for prefix, _ in data.blend]
         self._vocab_sizes = [int(_tokenizer(dataset)["vocab_size"]) for dataset in self._datasets]
         self._check_tokenizers(vocab_size)
         pack = Bins if data.packing == "best_fit" else Windows
@@ -204,6 +206,14 @@ class Samples:
             "datasets": datasets,
             "tokenizer": {"name": tokenizer["name"], "fingerprint": tokenizer["fingerprint"]},
         }
+
+
+def _open(prefix: Path) -> IndexedDataset:
+    try:
+        return IndexedDataset(prefix)
+    except OSError as error:
+        fix = "raise the limit: ulimit -n 65536" if error.errno == errno.EMFILE else None
+        raise InputError(f"data.blend: cannot open {prefix}: {error.strerror}", fix=fix) from error
 
 
 def _count_up(positions: Int32s, starts: Indices) -> None:

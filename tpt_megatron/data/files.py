@@ -221,10 +221,11 @@ def readable(url: str) -> Iterator[None]:
     """What goes wrong in here while `url` is read becomes an InputError that names it."""
     try:
         yield
-    except _read_errors() as error:
+    except read_errors() as error:
         raise InputError(f"{url} cannot be read to its end: {error or type(error).__name__}") from error
 
 
-def _read_errors() -> tuple[type[BaseException], ...]:
+def read_errors() -> tuple[type[BaseException], ...]:
+    """What reading a file can raise, in the backends that are loaded."""
     backends = (getattr(sys.modules.get(module), name, None) for module, name in BACKEND_ERRORS)
     return (OSError, EOFError, zlib.error, pa.ArrowException, *(error for error in backends if error))

@@ -1,6 +1,5 @@
 """A dataset opened for reading: token files as megatron.core reads them, with `.parts` beside them."""
 
-import mmap
 import os
 import weakref
 from bisect import bisect_right
@@ -20,6 +19,7 @@ from tpt_megatron.data.layout import (
     VERSION,
     dataset_file,
 )
+from tpt_megatron.data.mapping import map_for_random_reads
 from tpt_megatron.errors import DamagedError
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -72,10 +72,9 @@ class IndexedDataset:
         check_sizes(manifest_path, self.manifest)
         self.dtype, count = _read_header(dataset_file(prefix, "idx"))
         self.num_sequences = count
-        index = np.memmap(dataset_file(prefix, "idx"), dtype=np.uint8, mode="r")
-        _expect_random_reads(index)
-        self.lengths: npt.NDArray[np.int32] = np.asarray(index[HEADER.size :][: 4 * count].view("<i4"))
-        self.offsets = Offsets(np.asarray(index), HEADER.size + 4 * count, count, self.dtype.itemsize)
+        index = map_for_random_reads(dataset_file(prefix, "idx"))
+        self.lengths: npt.NDArray[np.int32] = index[HEADER.size :][: 4 * count].view("<i4")
+        self.offsets = Offsets(index, HEADER.size + 4 * count, count, self.dtype.itemsize)
         self.parts = _map_parts(dataset_file(prefix, "parts"), count)  # [sequences]
         self.num_tokens = self.offsets[count - 1] + int(self.lengths[-1]) if count else 0
         self._check_size("bin", self.num_tokens * self.dtype.itemsize, f"of {self.dtype.itemsize} bytes")
@@ -149,13 +148,6 @@ class IndexedDataset:
         return self.read(self.offsets[index], int(self.lengths[index]))
 
 
-def _expect_random_reads(mapped: npt.NDArray[Any]) -> None:
-    """Keep the kernel from reading ahead of each page that is touched."""
-    memory: Any = mapped.base
-    assert isinstance(memory, mmap.mmap)
-    memory.madvise(mmap.MADV_RANDOM)
-
-
 def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
     """The token type and the number of sequences that an index names; its size must agree."""
     with open(path, "rb") as file:
@@ -177,6 +169,4 @@ def _map_parts(path: Path, count: int) -> npt.NDArray[Any]:
         raise DamagedError(f"{path}: wrong size for {count} sequences", got=size)
     if not count:
         return np.empty(0, PARTS_DTYPE)
-    mapped = np.memmap(path, dtype=PARTS_DTYPE, mode="r")
-    _expect_random_reads(mapped)
-    return np.asarray(mapped)
+    return map_for_random_reads(path, PARTS_DTYPE)

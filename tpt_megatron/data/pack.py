@@ -109,6 +109,11 @@ def _prefix(data: DataConfig) -> Path:
 
 def _about_recipe(data: DataConfig, tokenizer: TokenizerFacts) -> dict[str, Any]:
     """The part of the manifest's facts that is known before the first row; refuses what cannot be."""
+    cuts = data.max_thinking_tokens is not None or data.long_documents == "truncate_thought"
+    if data.style == "none" and cuts:
+        raise ConfigError("data.style=none has no thoughts to cut", fix="unset what cuts them")
+    if data.style != "chat" and data.chat_template != "auto":
+        raise ConfigError("data.chat_template is for data.style=chat", got=f"data.style={data.style}")
     control = (
         build_chat(tokenizer, data).control if data.style == "chat" else build_recipe(data, tokenizer).control
     )

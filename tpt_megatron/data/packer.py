@@ -21,6 +21,7 @@ from tpt_megatron.data.near import signatures
 from tpt_megatron.data.piece import LINEAGE_SCHEMA, PieceWriter, new_piece, piece_path, read_pieces
 from tpt_megatron.data.rows import RowBatch
 from tpt_megatron.data.tokenize import build_encoder
+from tpt_megatron.data.where import at_path
 from tpt_megatron.records import BadRow
 from tpt_megatron.tokenizer import TokenizerFacts
 
@@ -161,7 +162,8 @@ def _hashes(contents: Sequence[bytes]) -> npt.NDArray[np.uint64]:
 
 
 def _chosen(meta: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return orjson.dumps({key: meta[key] for key in keys if key in meta}, default=str).decode()
+    cells = ((key, at_path(meta, key)) for key in keys)
+    return orjson.dumps({key: cell for key, cell in cells if cell is not None}, default=str).decode()
 
 
 def _file_of(block: Block) -> str:

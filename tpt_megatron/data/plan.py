@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpt_megatron.data.best_fit import pack_lengths
+from tpt_megatron.data.mapping import map_for_random_reads
 from tpt_megatron.errors import DamagedError, InputError
 
 HEADER = struct.Struct("<8sQQQQQ16s")  # magic, version, capacity, sequences, bins, items, checksum of these
@@ -106,11 +107,11 @@ def open_plan(path: Path) -> Plan:
         raise DamagedError(
             f"{path}: wrong size for {bins} bins of {items} items", got=size, expected=expected
         )
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    mapped = map_for_random_reads(path)
     stop = HEADER.size + items * ITEM_DTYPE.itemsize
     return Plan(
         capacity=capacity,
         sequences=sequences,
-        offsets=np.asarray(mapped[stop:].view("<i8")),
-        items=np.asarray(mapped[HEADER.size : stop].view(ITEM_DTYPE)),
+        offsets=mapped[stop:].view("<i8"),
+        items=mapped[HEADER.size : stop].view(ITEM_DTYPE),
     )

@@ -31,6 +31,16 @@ class _Condition:
     numbers: frozenset[float]
 
 
+def at_path(row: Mapping[str, Any], name: str) -> Any:
+    """The cell of the column `name`, or of the dotted path into nested columns; None where there is none."""
+    cell: Any = row
+    if name in row:
+        return row[name]
+    for part in name.split("."):
+        cell = cell.get(part) if isinstance(cell, Mapping) else None
+    return cell
+
+
 class Where:
     """The conjunction of `conditions` (column, comparison, value).
 
