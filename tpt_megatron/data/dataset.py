@@ -18,10 +18,12 @@ from tpt_megatron.data.blend import Blend
 from tpt_megatron.data.buffers import Buffers
 from tpt_megatron.data.cache import local_prefix
 from tpt_megatron.data.indexed import IndexedDataset, Integers
+from tpt_megatron.data.layout import dataset_file
 from tpt_megatron.data.permutation import Permutation
 from tpt_megatron.data.sample import IGNORED, PADDING, Bools, Documents, Indices, Int32s, Sample, SampleBatch
 from tpt_megatron.data.window import Windows
 from tpt_megatron.errors import ConfigError, DamagedError, InputError
+from tpt_megatron.records import stable_hash
 
 PLACES = 1024  # of an order are made at once: a tenth of the time of one by one
 
@@ -188,11 +190,11 @@ class Samples:
         return [float(e) for e in samples * self._blend.shares / self._rows]
 
     def describe(self) -> dict[str, Any]:
-        """What a run's log and report say about its data."""
+        """What the samples are of: RUN/data.json says it (train/order.py)."""
         tokenizer = _tokenizer(self._datasets[0])
         datasets = [
             {"prefix": prefix, "weight": weight, "share": float(share), "tokens": dataset.num_tokens,
-             "windows": packing.count, "sequences": dataset.num_sequences,
+             "windows": packing.count, "sequences": dataset.num_sequences, "bytes": _digest(dataset),
              "samples_per_epoch": int(np.ceil(packing.count / share))}
             for (prefix, weight), share, dataset, packing in zip(
                 self._data.blend, self._blend.shares, self._datasets, self._packings, strict=True)
@@ -229,6 +231,12 @@ def _count_up(positions: Int32s, starts: Indices) -> None:
     target, count = memoryview(flat), memoryview(np.arange(positions.shape[1], dtype=np.int32))
     for low, high in pairwise([*starts.tolist(), len(flat)]):
         target[low:high] = count[: high - low]
+
+
+def _digest(dataset: IndexedDataset) -> str:
+    """Stands for the dataset's tokens, whatever its name: a hash of the checksums of `.bin` and `.idx`."""
+    names = [dataset_file(dataset.prefix, suffix).name for suffix in ("bin", "idx")]
+    return stable_hash([dataset.manifest.files[name].blocks for name in names])[:16]
 
 
 def _tokenizer(dataset: IndexedDataset) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tpt_megatron.mcore.groups import close_grid, init_grid
 from tpt_megatron.mcore.optimizer import set_learning_rate
 from tpt_megatron.train.feed import micro_batches
 from tpt_megatron.train.log import MetricsLog
+from tpt_megatron.train.order import describe_order, keep_order
 from tpt_megatron.train.schedule import learning_rate
 
 
@@ -60,6 +61,8 @@ def train(config: Config) -> TrainSummary:
 def _fit(engine: Engine, samples: Samples) -> TrainSummary:
     config, folder = engine.config, checkpoint_folder(engine.config)
     state = _resume(engine, folder)
+    facts = describe_order(samples, config)
+    keep_order(Path(config.train.run_dir) / "data.json", facts, state.step, engine.grid.rank)
     begin, start, losses = state, time.monotonic(), [float("nan")]
     feed = prefetch(_batches(engine, samples, state), config.data.prefetch_batches)
     with _log(engine, state) as log, _progress(engine, state) as progress, closing(feed):
