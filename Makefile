@@ -22,8 +22,9 @@ quickstart: .venv/.done
 clean-quickstart:
 	rm -rf runs/quickstart
 
+# Two files of tests at a time; a file's tests stay together, because some share runs of several ranks.
 test: .venv/.done
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-long: .venv/.done
 	$(BIN)/python -m pytest -m long

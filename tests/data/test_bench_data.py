@@ -87,7 +87,7 @@ def test_cost_counts_the_processes_that_a_command_starts(tmp_path: Path) -> None
     assert 0.7 <= cost.cpu_s < 7  # a generous bound: the machine may be slow, the sum is not of ten processes
     assert cost.wall_s >= 0.4
     assert 64 * 1.04 < cost.peak_mb < 300
-    assert 64 * 1.04 < cost.largest_rss_mb < 300
+    assert cost.largest_rss_mb > 64 * 1.04  # no bound above: before its exec a child has our own memory
 
 
 def test_cost_counts_a_process_that_nobody_waits_for(tmp_path: Path) -> None:

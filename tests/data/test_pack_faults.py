@@ -61,7 +61,7 @@ def test_a_fault_at_every_write_sync_and_rename(tmp_path: Path, facts: Path, mod
 
 
 def test_ten_kills_and_the_bytes_of_an_undisturbed_run(tmp_path: Path, facts: Path) -> None:
-    corpus = make_corpus(tmp_path / "corpus", 4000)
+    corpus = make_corpus(tmp_path / "corpus", 1500)
 
     def run(name: str, workers: int) -> subprocess.Popen[str]:
         command = [*WORKER, "run", str(facts), str(corpus), str(tmp_path / name / "x"), str(workers)]
@@ -74,7 +74,7 @@ def test_ten_kills_and_the_bytes_of_an_undisturbed_run(tmp_path: Path, facts: Pa
         process = run("killed", 1)
         work = tmp_path / "killed" / "x.work"
         before = len(list(work.glob("*.piece"))) if work.exists() else 0
-        enough = before + int(rng.integers(1, 30))  # so that each kill meets the work at another place
+        enough = before + int(rng.integers(1, 15))  # so that each kill meets the work at another place
         limit = time.monotonic() + 60
         while len(list(work.glob("*.piece")) if work.exists() else []) < enough:
             assert process.poll() is None
