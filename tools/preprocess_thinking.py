@@ -33,7 +33,9 @@ def main() -> int:
         "data.executor": options.ray,
     }
     # Only what was given: a flag that was not must not undo a preset or a KEY=VALUE.
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None
+    ]
     return tpt(["pack", *options.settings, *given])
 
 

@@ -118,9 +118,9 @@ def think(options: argparse.Namespace) -> str:
 def pack(options: argparse.Namespace) -> str:
     tree = load(options.settings)
     if options.dry_run:
-        from tpt_megatron.data.blocks import plan_blocks
+        from tpt_megatron.data.pack import check
 
-        plan = plan_blocks(tree.data.inputs, tree.corpus, tree.data.style)
+        plan = check(tree.data, tree.corpus)
         return (
             f"pack: would write {tree.data.output}.bin and .idx in style {tree.data.style} "
             f"from {len(plan.files)} files in {len(plan.blocks)} blocks"

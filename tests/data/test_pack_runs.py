@@ -19,6 +19,7 @@ from tpt_megatron.data import blocks
 from tpt_megatron.data.dataset import Samples
 from tpt_megatron.data.indexed import IndexedDataset
 from tpt_megatron.data.pack import PackSummary, pack
+from tpt_megatron.data.piece import Piece
 from tpt_megatron.data.quarantine import numbered
 from tpt_megatron.errors import ConfigError, DamagedError, InputError
 from tpt_megatron.records import TRAJECTORY_SCHEMA
@@ -222,6 +223,74 @@ def test_bad_rows_of_every_block_have_their_lines(
     assert list(numbered([gone])) == [gone]
 
 
+def test_thoughts_about_one_document_are_one_document_without_them(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    rows = [{**trajectory("a", "water", "so", "web"), "sample": sample} for sample in range(3)]
+    (tmp_path / "t").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, TRAJECTORY_SCHEMA), tmp_path / "t" / "p.parquet")
+    about = {"counts": {"in": 1, "pending": 0}}
+    write_manifest(tmp_path / "t" / "manifest.json", manifest_of_files(tmp_path / "t", "trajectories", about))
+    inputs = (str(tmp_path / "t"),)
+    thinking = run(tiny_tokenizer, tmp_path / "x", CorpusConfig(), style="think_tags", inputs=inputs)
+    vanilla = run(tiny_tokenizer, tmp_path / "y", CorpusConfig(), inputs=inputs)
+    assert (thinking.sequences, vanilla.sequences, vanilla.left_out) == (3, 1, {"duplicate": 2})
+
+
+def test_many_bad_rows_wait_in_small_pieces(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpt_megatron.data.packer.PIECE_ROWS", 300)
+    monkeypatch.setattr("tpt_megatron.data.chunks.MAX_BATCH_ROWS", 100)
+    (tmp_path / "c.jsonl").write_text("x\n" * 900 + '{"text": "water"}\n')
+    config = CorpusConfig(paths=(str(tmp_path / "c.jsonl"),))
+    run(tiny_tokenizer, tmp_path / "x", config, shard="0/1")
+    pieces = [Piece(path) for path in sorted((tmp_path / "x.work").glob("*.piece"))]
+    assert max(piece.rows for piece in pieces) <= 400
+    done = run(tiny_tokenizer, tmp_path / "x", config)
+    assert (done.sequences, done.quarantined) == (1, 900)
+
+
+def test_conversations_are_near_by_what_they_say(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(6):
+        words = " ".join(rng.choice(WORDS, 60))
+        turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words[::-1]}]
+        rows.append({"messages": turns})
+    template = tmp_path / "t.jinja"
+    answer = "{% generation %}{{ m.content }}{% endgeneration %}"
+    text = "{% for m in messages %}{% if m.role == 'assistant' %}" + answer
+    text += "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    template.write_text(text)
+    settings = {"style": "chat", "chat_template": str(template), "filter": {"near_duplicates": True}}
+    config = write(tmp_path / "c.jsonl", rows)
+    done = run(tiny_tokenizer, tmp_path / "x", config, **settings)
+    assert (done.sequences, done.left_out) == (6, {})
+    run(tiny_tokenizer, tmp_path / "y", config, shard="0/1", **settings)
+    template.write_text(text + " ")
+    with pytest.raises(InputError, match="template was"):
+        run(tiny_tokenizer, tmp_path / "y", config, **settings)
+
+
+def test_a_budget_that_is_not_there_is_told(
+    tmp_path: Path, tiny_tokenizer: Path, corpus: CorpusConfig
+) -> None:
+    done = run(tiny_tokenizer, tmp_path / "x", corpus, raw_tokens=10**9)
+    assert done.sequences == 40
+    assert f"there are {done.document_tokens} in all" in (done.warning or "")
+
+
+def test_a_cut_dataset_that_was_done_is_named(
+    tmp_path: Path, tiny_tokenizer: Path, corpus: CorpusConfig
+) -> None:
+    run(tiny_tokenizer, tmp_path / "x", corpus)
+    with open(tmp_path / "x.bin", "r+b") as file:
+        file.truncate(10)
+    with pytest.raises(DamagedError, match=r"x\.bin: wrong size.*remove .*x\.manifest\.json and run"):
+        run(tiny_tokenizer, tmp_path / "x", corpus)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_sample_of_raw_tokens_is_the_same_in_any_order(
     tmp_path: Path, tiny_tokenizer: Path, corpus: CorpusConfig, order: int
@@ -297,10 +366,10 @@ def documents(sample: Any) -> list[tuple[int, ...]]:
 def test_the_lock_keeps_a_second_assembler_out(
     tmp_path: Path, tiny_tokenizer: Path, corpus: CorpusConfig
 ) -> None:
-    from tpt_megatron.data.assemble import sole_assembler
+    from tpt_megatron.data.assemble import sole_packer
 
     run(tiny_tokenizer, tmp_path / "x", corpus, shard="0/1")
-    with sole_assembler(tmp_path / "x.work"), pytest.raises(InputError, match="another process"):
+    with sole_packer(tmp_path / "x.work"), pytest.raises(InputError, match="another process"):
         run(tiny_tokenizer, tmp_path / "x", corpus)
     run(tiny_tokenizer, tmp_path / "x", corpus)
     assert not (tmp_path / "x.work").exists()

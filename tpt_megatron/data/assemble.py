@@ -35,7 +35,6 @@ from tpt_megatron.errors import InputError
 from tpt_megatron.records import BadRow
 
 LINEAGE_ROWS = 2**16  # of one row group
-LENGTHS_PER_READ = 2**20
 
 NOTED = {"thought_cut_at_budget", "thought_cut_to_window", "longer_than_window"}  # of ComposedBatch.counts
 COUNTED = ("sequences", "tokens", "document_tokens", "thinking_tokens")
@@ -258,13 +257,13 @@ class Assembly:
 
 
 @contextmanager
-def sole_assembler(folder: Path) -> Iterator[None]:
-    """One process at a time assembles in `folder`; the lock goes with its process."""
+def sole_packer(folder: Path) -> Iterator[None]:
+    """One process at a time packs into `folder`, shards apart; the lock goes with its process."""
     with open(folder / "lock", "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{folder}: another process is assembling this dataset", fix="wait for it, or stop it"
+                f"{folder}: another process is packing this dataset", fix="wait for it, or stop it"
             ) from None
         yield

@@ -5,6 +5,7 @@ small: tokens never travel between processes (pickling them costs as much as mak
 """
 
 import multiprocessing as mp
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -101,7 +102,7 @@ def _on_ray(make: Callable[[], Worker], tasks: Iterable[Any], workers: int) -> I
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
         actor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(_Actor)
-        pool: Any = ray.util.ActorPool([actor.remote(make) for _ in range(workers)])
+        pool: Any = ray.util.ActorPool([actor.remote(make, os.getcwd()) for _ in range(workers)])
         for result in pool.map_unordered(lambda one, task: one.run.remote(task), list(tasks)):
             if isinstance(result, TptError):
                 raise result
@@ -114,7 +115,8 @@ def _on_ray(make: Callable[[], Worker], tasks: Iterable[Any], workers: int) -> I
 class _Actor:
     """A worker as a Ray actor; a task runs again elsewhere when its node dies, which pieces allow."""
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
+    def __init__(self, make: Callable[[], Worker], folder: str) -> None:
+        os.chdir(folder)  # the driver's, which relative paths start from; Ray starts actors elsewhere
         self._worker = make()
 
     def run(self, task: Any) -> Any:

@@ -1,12 +1,15 @@
 """What a begun packing is of: its settings and inputs. Another one in the same folder is refused by name."""
 
 import json
+import os
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tpt_megatron.artifact import write_text
+from tpt_megatron.artifact import TEMPORARY, write_text
 from tpt_megatron.config.schema import CorpusConfig, DataConfig
 from tpt_megatron.data.blocks import Plan
 from tpt_megatron.errors import ConfigError, DamagedError, InputError
@@ -21,17 +24,21 @@ IRRELEVANT = {
 }  # fmt: skip
 
 
-def describe(data: DataConfig, corpus: CorpusConfig, tokenizer: TokenizerFacts, plan: Plan) -> dict[str, Any]:
-    """Settings by key, and a hash over the inputs' names, sizes and versions."""
+def describe(
+    data: DataConfig, corpus: CorpusConfig, tokenizer: TokenizerFacts, plan: Plan, template: str
+) -> dict[str, Any]:
+    """Settings by key, and a hash over the inputs' names, sizes and versions; `template` is the chat's."""
     settings = data.model_dump(mode="json", exclude=IRRELEVANT)
     if data.packing == "concat" and data.long_documents == "split":
-        del settings["sequence_length"]  # nothing of it is in the files
-    files = [asdict(file) for file in plan.files]
+        del settings["sequence_length"]  # changes no file, only the note of how many are longer
+    # What a reader of one's own reads, nobody else knows: its paths stand for it.
+    files: list[Any] = [asdict(file) for file in plan.files] or list(corpus.paths)
     return {
         "version": VERSION,
         "tokenizer": tokenizer.fingerprint,
         "inputs": {"files": len(files), "blocks": len(plan.blocks), "hash": stable_hash(files)},
         "data": settings,
+        "template": stable_hash(template),
         "corpus": corpus.model_dump(mode="json", exclude={"paths"}),
     }
 
@@ -40,7 +47,11 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Write `identity` into `folder`, or compare it with the one that is there."""
     path = folder / "identity.json"
     if not path.exists():
-        write_text(path, json.dumps(identity, indent=1, sort_keys=True))
+        own = folder / f"{TEMPORARY}{uuid.uuid4().hex}-identity.json"
+        write_text(own, json.dumps(identity, indent=1, sort_keys=True))
+        with suppress(FileExistsError):  # of shards that begin at once the first decides
+            os.link(own, path)
+        own.unlink()
     try:
         begun = json.loads(path.read_bytes())
     except ValueError as error:

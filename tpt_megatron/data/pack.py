@@ -13,8 +13,8 @@ from typing import Any
 
 from tpt_megatron.artifact import MANIFEST_SUFFIX, check_sizes, read_manifest
 from tpt_megatron.config.schema import CorpusConfig, DataConfig
-from tpt_megatron.data.assemble import Assembly, Tally, sole_assembler
-from tpt_megatron.data.blocks import Block, plan_blocks, read_block
+from tpt_megatron.data.assemble import Assembly, Tally, sole_packer
+from tpt_megatron.data.blocks import Block, Plan, plan_blocks, read_block
 from tpt_megatron.data.chat import build_chat
 from tpt_megatron.data.compose import build_recipe
 from tpt_megatron.data.executor import run_tasks
@@ -25,7 +25,7 @@ from tpt_megatron.data.near import check_near_duplicates
 from tpt_megatron.data.packer import PackJob, work_folder
 from tpt_megatron.data.piece import Piece, read_pieces
 from tpt_megatron.data.tokenize import choose_encoder
-from tpt_megatron.errors import ConfigError, InputError
+from tpt_megatron.errors import ConfigError, DamagedError, InputError
 from tpt_megatron.tokenizer import TokenizerFacts, load_facts
 
 SAMPLE_CHARACTERS = 2**16  # of each block looked at: about 0.1 s of the reference tokenizer for all
@@ -68,33 +68,45 @@ def pack(data: DataConfig, corpus: CorpusConfig, report: Callable[[int], None]) 
         ) from error
 
 
-def _pack(
-    data: DataConfig, corpus: CorpusConfig, prefix: Path, report: Callable[[int], None], started: float
-) -> PackSummary:
-    shard, shards = shard_of(data.shard)
+def check(data: DataConfig, corpus: CorpusConfig) -> Plan:
+    """The blocks of the inputs, after the settings that need no tokenizer; what a dry run says."""
+    _prefix(data)
+    shard_of(data.shard)
     if not data.tokenizer:
         raise ConfigError("data.tokenizer is empty", expected="a folder with tokenizer.json, or a hub name")
-    plan = plan_blocks(data.inputs, corpus, data.style)
-    tokenizer = load_facts(data.tokenizer)
-    about = _about_recipe(data, tokenizer)
     open_filters(data.filter)
     if data.filter.near_duplicates:
         check_near_duplicates()
-    identity = describe(data, corpus, tokenizer, plan)
+    return plan_blocks(data.inputs, corpus, data.style)
+
+
+def _pack(
+    data: DataConfig, corpus: CorpusConfig, prefix: Path, report: Callable[[int], None], started: float
+) -> PackSummary:
+    plan = check(data, corpus)
+    tokenizer = load_facts(data.tokenizer)
+    about, template = _about_recipe(data, tokenizer)
+    identity = describe(data, corpus, tokenizer, plan, template)
     if (done := _finished(prefix, identity)) is not None:
         return _summary(done, prefix, started, "", None)
     folder = work_folder(prefix)
     check_identity(folder, identity)
+    shard, shards = shard_of(data.shard)
     mine = [block for block in plan.blocks if block.index % shards == shard]
     encoder, warning = choose_encoder(tokenizer, data.encoder, _sample(plan.blocks, data, corpus))
     job = PackJob(data, corpus, tokenizer, encoder, folder)
-    for rows in run_tasks(job.worker, mine, data.workers, data.executor):
-        report(rows)
     if data.shard:
+        for rows in run_tasks(job.worker, mine, data.workers, data.executor):
+            report(rows)
         return _shard_summary(mine, folder, prefix, started, encoder, warning, data.shard)
-    with sole_assembler(folder):
+    with sole_packer(folder):
+        for rows in run_tasks(job.worker, mine, data.workers, data.executor):
+            report(rows)
         tally = _assemble(plan.blocks, folder, prefix, data, tokenizer, {**about, "identity": identity})
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
+    if data.raw_tokens is not None and not tally.left_out["not_sampled"]:
+        few = f"data.raw_tokens={data.raw_tokens}, and there are {tally.total('document_tokens')} in all"
+        warning = f"{warning}; {few}" if warning else few
     return _summary(tally, prefix, started, encoder, warning)
 
 
@@ -107,31 +119,34 @@ def _prefix(data: DataConfig) -> Path:
     return Path(data.output)
 
 
-def _about_recipe(data: DataConfig, tokenizer: TokenizerFacts) -> dict[str, Any]:
-    """The part of the manifest's facts that is known before the first row; refuses what cannot be."""
+def _about_recipe(data: DataConfig, tokenizer: TokenizerFacts) -> tuple[dict[str, Any], str]:
+    """The part of the manifest's facts that is known before the first row, and the text of the chat template.
+
+    Refuses what cannot be.
+    """
     cuts = data.max_thinking_tokens is not None or data.long_documents == "truncate_thought"
     if data.style == "none" and cuts:
         raise ConfigError("data.style=none has no thoughts to cut", fix="unset what cuts them")
     if data.style != "chat" and data.chat_template != "auto":
         raise ConfigError("data.chat_template is for data.style=chat", got=f"data.style={data.style}")
-    control = (
-        build_chat(tokenizer, data).control if data.style == "chat" else build_recipe(data, tokenizer).control
-    )
-    return {
+    chat = build_chat(tokenizer, data) if data.style == "chat" else None
+    about = {
         "tokenizer": {
             "name": tokenizer.name,
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
         },
         "style": data.style,
-        "control": control,
+        "control": chat.control if chat else build_recipe(data, tokenizer).control,
     }
+    return about, chat.template.text if chat else ""
 
 
 def _sample(blocks: Sequence[Block], data: DataConfig, corpus: CorpusConfig) -> list[str]:
     """Texts from the first, the middle and the last block, on which encoders are compared."""
     texts: list[str] = []
-    for block in {0: blocks[0], 1: blocks[len(blocks) // 2], 2: blocks[-1]}.values() if blocks else ():
+    places = {0, len(blocks) // 2, len(blocks) - 1} if blocks else set()
+    for block in (blocks[place] for place in sorted(places)):
         batches = read_block(
             block, corpus, data.style, metadata=False, skip_rows=0, batch_characters=SAMPLE_CHARACTERS
         )
@@ -150,7 +165,10 @@ def _finished(prefix: Path, identity: Mapping[str, Any]) -> Tally | None:
     manifest = read_manifest(path, kind="dataset")
     if manifest.about.get("identity") != identity:
         return None
-    check_sizes(path, manifest)
+    try:
+        check_sizes(path, manifest)
+    except DamagedError as error:
+        raise DamagedError(str(error), fix=f"remove {path} and run the same command to pack again") from error
     shutil.rmtree(work_folder(prefix), ignore_errors=True)  # an earlier run was stopped before it could
     return Tally.from_counts(manifest.about["counts"])
 
@@ -166,8 +184,11 @@ def _assemble(
     pieces: list[Piece] = []
     for block in blocks:
         found = read_pieces(folder, block.index)
-        assert found, block
-        assert found[-1].last, block
+        if not found or not found[-1].last:
+            raise InputError(
+                f"{folder}: block {block.index} has no whole set of pieces",
+                fix="data.output has to be on storage that all nodes share; run the same command again",
+            )
         pieces += found
     assembly = Assembly(pieces, folder, data, token_dtype(tokenizer.vocab_size))
     assembly.lay_out()
@@ -176,7 +197,7 @@ def _assemble(
         first = (
             next((piece.bad_rows() for piece in pieces if piece.quarantined), b"").split(b"\n")[0].decode()
         )
-        left_out = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in (+tally.left_out).items())
         shutil.rmtree(folder)
         raise InputError(
             f"no document to pack, {tally.quarantined} bad rows"

@@ -26,6 +26,7 @@ from tpt_megatron.records import BadRow
 from tpt_megatron.tokenizer import TokenizerFacts
 
 PIECE_BYTES = 96 * 2**20  # of text; a block of a plain file holds fewer, a compressed file makes several
+PIECE_ROWS = 2**17  # a bad row waits in memory until its piece ends, with 300 bytes
 BATCH_CHARACTERS = 2**22
 
 
@@ -91,7 +92,7 @@ class BlockPacker:
         """Whether the batches are at their end."""
         for batch in batches:
             self._add(piece, batch)
-            if piece.text_bytes >= PIECE_BYTES:
+            if piece.text_bytes >= PIECE_BYTES or piece.rows >= PIECE_ROWS:
                 return False
         return True
 
@@ -127,13 +128,17 @@ class BlockPacker:
             "thinking_end": composed.thinking_end,
             "id_hash": _hashes([identity.encode() for identity in batch.ids]),
             "text_hash": _hashes(contents),
-            "sample": np.array(batch.samples or np.zeros(len(batch)), np.int32),
+            "sample": np.array(self._samples(batch), np.int32),
         }
         if composed.trained is not None:
             columns["trained"] = composed.trained
         if self._data.filter.near_duplicates:
-            columns["signature"] = signatures(batch.texts)
+            columns["signature"] = signatures(_texts(batch))
         return columns
+
+    def _samples(self, batch: RowBatch) -> Sequence[int]:
+        """What tells equal documents apart: the thought. Without thoughts all are the same document."""
+        return batch.samples if batch.samples and self._data.style != "none" else [0] * len(batch)
 
     def _lineage(self, composed: ComposedBatch, batch: RowBatch) -> pa.RecordBatch:
         count = len(batch)
@@ -146,6 +151,12 @@ class BlockPacker:
         ]  # fmt: skip
         arrays = [pa.array(column, field.type) for column, field in zip(columns, LINEAGE_SCHEMA, strict=True)]
         return pa.record_batch(arrays, schema=LINEAGE_SCHEMA)
+
+
+def _texts(batch: RowBatch) -> list[str]:
+    if batch.messages is not None:
+        return ["\n".join(str(turn["content"]) for turn in messages) for messages in batch.messages]
+    return batch.texts
 
 
 def _contents(batch: RowBatch) -> list[bytes]:
