@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from bench_data import corpus, table
+from bench_data import corpus, samples, table
 from bench_data.cost import CommandFailed, Cost, measure, session_members
 from bench_data.pipelines import BARE, OURS, Pipeline, Skipped, pipelines
 
@@ -214,3 +214,14 @@ def test_the_reference_knows_no_special_token_in_text(tmp_path: Path) -> None:
     assert not {0, 1, 2} & {identity for body in bodies for identity in body}
     assert [tokenizer.decode(body, skip_special_tokens=False) for body in bodies] == texts
     assert bodies[:-3] == [encoded.ids for encoded in tokenizer.encode_batch(POOL)]
+
+
+def test_verdicts_on_samples() -> None:
+    figures: dict[str, dict[str, float] | str] = {
+        "open_ours": {"first_batch_s": 0.5, "private_mb": 301},
+        "rate_ours": {"document_mask": 60_000.0},
+        "blend_ours": "failed: out of files",
+        "best_fit": {"at_most_a_bin_padding_percent": 1.5, "split_cpu_s": 11.0},
+    }
+    words = [line.partition(":")[0] for line in samples.verdicts(figures)]
+    assert words == ["PASS", "FALLS SHORT", "PASS", "FALLS SHORT", "PASS", "FALLS SHORT"]

@@ -151,6 +151,14 @@ def best_fit(folder: Path) -> dict[str, float]:
     return results
 
 
+TARGETS = (  # part, figure, bound, whether it is a lower one
+    ("open_ours", "first_batch_s", 1.0, False),
+    ("open_ours", "private_mb", 300, False),
+    ("rate_ours", "document_mask", 60_000, True),
+    ("blend_ours", "open_s", 2.0, False),
+    ("best_fit", "at_most_a_bin_padding_percent", 1.5, False),
+    ("best_fit", "split_cpu_s", 10.0, False),
+)
 PARTS = (open_ours, open_peer, rate_ours, rate_peer, blend_ours, best_fit)
 
 
@@ -162,16 +170,36 @@ def run(full: bool = False, folder: Path | None = None) -> list[str]:
         write_dataset(home / "warm", RATE_TOKENS // RATE_MEAN, RATE_MEAN, sparse=False)
         for number in range(BLENDED):
             write_dataset(home / f"blend-{number}", 200, RATE_MEAN, sparse=True)
-        return [f"{part.__name__:12} {_apart(part.__name__, home)}" for part in PARTS]
+        figures = {part.__name__: _apart(part.__name__, home) for part in PARTS}
+    return [*(f"{part:12} {_shown(found)}" for part, found in figures.items()), *verdicts(figures)]
 
 
-def _apart(part: str, folder: Path) -> str:
+def _apart(part: str, folder: Path) -> dict[str, float] | str:
+    """The figures of a part, or what went wrong."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"failed: {done.stderr.strip().splitlines()[-1]}"
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _shown(figures: dict[str, float] | str) -> str:
+    if isinstance(figures, str):
+        return figures
     return "  ".join(f"{name} {value:,.3f}" for name, value in figures.items())
+
+
+def verdicts(figures: dict[str, dict[str, float] | str]) -> list[str]:
+    """A line for each of TARGETS: whether it is met."""
+    lines = []
+    for part, name, bound, at_least in TARGETS:
+        found = figures[part]
+        value = float("nan") if isinstance(found, str) else found[name]
+        met = value >= bound if at_least else value <= bound
+        wanted = f"{'at least' if at_least else 'at most'} {bound:,}"
+        lines.append(f"{'PASS' if met else 'FALLS SHORT'}: {part} {name} {value:,.3f}, {wanted}")
+    return lines
 
 
 def main() -> None:
