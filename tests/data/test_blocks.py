@@ -286,6 +286,45 @@ def test_inputs_that_the_style_does_not_take(
         plan_blocks([str(tmp_path / name) for name in names], CorpusConfig(), style)
 
 
+CHOICES = {"where": (("n", ">", 1.0),), "max_documents": 3}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_what_does_not_choose_among_trajectories_is_refused(
+    tmp_path: Path, make_trajectories: Callable[..., Path], key: str
+) -> None:
+    folder = str(make_trajectories(tmp_path / "t", [[("a", "A", "p")]]))
+    corpus = CorpusConfig(**{key: CHOICES[key]})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"corpus\.{key} does not choose.*unset corpus\.{key}"):
+        plan_blocks([folder], corpus, "think_tags")
+    beside = write_rows(tmp_path / "c", good_rows(1), ".jsonl")
+    assert len(plan_blocks([folder, beside], corpus, "none").files) == 2
+
+
+@pytest.mark.parametrize("form", ["{}/tra*", "{}/*1", "file://{}/tra1", "file://{}/t*", "{}/tra*/**"])
+def test_trajectories_named_by_a_glob_or_url_are_still_checked(
+    tmp_path: Path, make_trajectories: Callable[..., Path], form: str
+) -> None:
+    folder = make_trajectories(tmp_path / "tra1", [[("a", "A", "p")]], pending=0)
+    plan = plan_blocks([form.format(tmp_path)], CorpusConfig(), "think_tags")
+    assert plan == plan_blocks([str(folder)], CorpusConfig(), "think_tags")
+    (folder / "part-00000.parquet").write_bytes(b"short")
+    with pytest.raises(DamagedError, match="wrong size"):
+        plan_blocks([form.format(tmp_path)], CorpusConfig(), "none")
+
+
+def test_a_glob_takes_finished_trajectories_only_and_corpora_beside_them(
+    tmp_path: Path, make_trajectories: Callable[..., Path]
+) -> None:
+    make_trajectories(tmp_path / "d1", [[("a", "A", "p")]])
+    write_rows(tmp_path / "d2", good_rows(2), ".jsonl")
+    plan = plan_blocks([str(tmp_path / "d*")], CorpusConfig(), "none")
+    assert [block.kind for block in plan.blocks] == ["jsonl", "trajectories"]
+    make_trajectories(tmp_path / "d3", [[("b", "B", "p")]], pending=3)
+    with pytest.raises(InputError, match="pending, got 3"):
+        plan_blocks([str(tmp_path / "d*")], CorpusConfig(), "none")
+
+
 def mine(config: CorpusConfig) -> Iterator[Any]:
     yield Document("a", "good", config.source, {"k": 1})
     yield BadRow("f", 3, "mine")
@@ -293,15 +332,21 @@ def mine(config: CorpusConfig) -> Iterator[Any]:
     yield "no document"
     yield Document("c", "")
     yield Document("d", ",".join(config.paths))
+    yield Document("e", "text", None)  # type: ignore[arg-type]
+    yield Document("f", "\u00e9" * 51)
 
 
 def test_a_reader_of_ones_own_is_one_block() -> None:
-    corpus = CorpusConfig(reader=f"{__name__}:mine", source="s", paths=("p", "q"))
+    corpus = CorpusConfig(reader=f"{__name__}:mine", source="s", paths=("p", "q"), max_row_bytes=101)
     plan = plan_blocks((), corpus, "none")
     assert plan == Plan((Block(0, "reader", (Span("p"), Span("q"))),), ())
     (batch,) = read(plan, corpus, metadata=True)
     assert (batch.ids, batch.texts, batch.metas) == (["a", "d"], ["good", "p,q"], [{"k": 1}, {}])
-    assert [row.line for row in batch.bad] == [3, 3, 4, 5]
+    assert [row.line for row in batch.bad] == [3, 3, 4, 5, 7, 8]
+    assert ["source is None" in batch.bad[4].reason, "text of 102 bytes" in batch.bad[5].reason] == [
+        True,
+        True,
+    ]
     (rest,) = read(plan, corpus, skip_rows=5)
     assert rest.ids == ["d"]
     with pytest.raises(ConfigError, match=r"corpus\.reader"):

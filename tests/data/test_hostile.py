@@ -6,6 +6,8 @@ import random
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,58 @@ def test_a_good_row_costs_the_same_beside_bad_ones(tmp_path: Path, rows: list[in
     path.write_bytes(b'{"text": "a"}\n' * good + b"{\n" * bad + json.dumps({"text": "end"}).encode())
     batches = read(path)
     assert [sum(map(len, batches)), sum(len(b.bad) for b in batches)] == [good + 1, bad]
+
+
+KINDS: dict[str, Callable[[list[str]], pa.Array]] = {
+    "string": lambda texts: pa.array(texts),
+    "large_string": lambda texts: pa.array(texts, pa.large_string()),
+    "string_view": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionary": lambda texts: pa.array(texts).dictionary_encode(),
+    "large dictionary": lambda texts: pa.array(texts, pa.large_string()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_cell_costs_no_neighbour_of_any_type(tmp_path: Path, kind: str) -> None:
+    texts = [f"row {i} " * 9 for i in range(400)]
+    texts[3], texts[200] = "é" * (LIMIT // 2), "é" * (LIMIT // 2) + "x"  # just within the limit, and one over
+    pq.write_table(pa.table({"text": KINDS[kind](texts)}), tmp_path / "x.parquet")
+    assert str(pq.read_schema(tmp_path / "x.parquet").field("text").type).startswith(kind.split()[-1])
+    batches = read(tmp_path / "x.parquet")
+    assert [text for b in batches for text in b.texts] == texts[:200] + texts[201:]
+    (bad,) = [row for batch in batches for row in batch.bad]
+    assert (bad.line, f"of {LIMIT + 1} bytes" in bad.reason) == (201, True)
+
+
+def test_a_long_conversation_costs_no_neighbour(tmp_path: Path) -> None:
+    said = [f"row {i} " * 9 for i in range(100)]
+    said[50] = "x" * LIMIT  # and the role
+    turns = pa.StructArray.from_arrays(
+        [pa.array(["user"] * 100), pa.array(said).dictionary_encode()], ["role", "content"]
+    )
+    lists = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), turns)
+    pq.write_table(pa.table({"messages": lists}), tmp_path / "x.parquet")
+    config = CorpusConfig(paths=(str(tmp_path),), max_row_bytes=LIMIT)
+    (block,) = plan_blocks((), config, "chat").blocks
+    (batch,) = read_block(block, config, "chat", metadata=False)
+    assert [messages[0]["content"] for messages in batch.messages or ()] == said[:50] + said[51:]
+    assert [row.line for row in batch.bad] == [51]
+
+
+@pytest.mark.parametrize("line", [b"[1,2]", b"3", b"null", b'"n"', b"[]"])
+def test_what_is_no_object_is_bad_and_not_left_out(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "a", "n": 5}\n' + line + b'\n{"text": "b", "n": 1}\n')
+    (batch,) = read(path, where=(("n", ">", 3.0),))
+    assert (batch.texts, batch.left_out, [row.line for row in batch.bad]) == (["a"], 1, [2])
+
+
+def test_bad_rows_before_the_limit_cost_no_more_than_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"x\n" * 32_000 + b'{"text": "a"}\n{"text": "b"}\n{"text": "c"}\nx\n')
+    started = time.process_time()
+    for limit in (1, 2):
+        batches = read(path, max_documents=limit)
+        assert [text for b in batches for text in b.texts] == ["a", "b"][:limit]
+        assert sum(len(batch.bad) for batch in batches) == 32_000
+    assert time.process_time() - started < 5  # 0.2 s; line by line out of what is left of the chunk, 70 s

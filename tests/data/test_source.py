@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -181,3 +182,119 @@ def test_a_recipe_reads_the_columns_of_its_corpus(tmp_path: Path, name: str) -> 
     plan = plan_blocks((), tree.corpus, tree.data.style)
     (again,) = read_block(plan.blocks[0], tree.corpus, tree.data.style, metadata=keys)
     assert (again.ids, again.metas) == (batch.ids[:1], batch.metas[:1])
+
+
+def test_a_link_to_a_folder_is_followed_and_one_back_is_not(tmp_path: Path) -> None:
+    for name in ("far/deep/2.jsonl", "c/1.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    (tmp_path / "c" / "link").symlink_to(tmp_path / "far")
+    for loop in ("c/loop", "far/deep/up"):
+        (tmp_path / loop).symlink_to((tmp_path / loop).parent)
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "c")
+    config = CorpusConfig(paths=(str(tmp_path / "c"),))
+    assert [row.text for row in documents(config)] == ["c/1.jsonl", "far/deep/2.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jsonl.bz2", "x.json.xz", "x.parquet.gz", "x.ndjson.7z", "x.jsonl.lz4", "x.json.br", "X.JSONL"]
+)
+def test_rows_that_no_reader_takes_stop_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    for other in ("README.md", "manifest.json", "SHA256SUMS", "code.tar.gz", f".{name}"):
+        (tmp_path / other).write_bytes(b"x")
+    config = CorpusConfig(paths=(str(tmp_path),))
+    assert [row.text for row in documents(config)] == ["a"]
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"{name} has a suffix that no reader takes.*\.jsonl.*; unpack"):
+        open_corpus(config)
+
+
+def test_what_a_folder_cannot_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "part1.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "README.md").symlink_to(tmp_path / "gone.md")  # no rows, no matter
+    config = CorpusConfig(paths=(str(tmp_path),))
+    assert [row.text for row in documents(config)] == ["a"]
+    (tmp_path / "part2.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for path in (tmp_path, tmp_path / "*.jsonl", tmp_path / "part2.jsonl"):
+        with pytest.raises(InputError, match=r"part2\.jsonl is a link to nothing; mend"):
+            open_corpus(CorpusConfig(paths=(str(path),)))
+    (tmp_path / "part2.jsonl").unlink()
+    (tmp_path / "closed").mkdir()
+    listed = os.listdir
+
+    def refuse(path: str) -> list[str]:  # root reads any folder
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr("tpt_megatron.data.files.os.listdir", refuse)
+    with pytest.raises(InputError, match=r"closed cannot be listed: Permission denied; make it readable"):
+        open_corpus(config)
+
+
+def nested_table(case: str) -> pa.Table:
+    if case == "twice":
+        return pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    return pa.table({"text": ["a"], "doc": [{"text": "a", "id": "i"}]})
+
+
+@pytest.mark.parametrize(
+    ("case", "keys", "message"),
+    [
+        ("nested", {"text_key": "doc.text"}, r"corpus\.text_key: .*x\.parquet: column 'doc\.text' is nested"),
+        ("nested", {"id_key": "doc.id"}, r"corpus\.id_key: .*x\.parquet: column 'doc\.id' is nested"),
+        ("nested", {"source_key": "doc.no"}, r"corpus\.source_key: .*x\.parquet: column 'doc\.no' is nested"),
+        ("twice", {}, r"x\.parquet has two columns of one name, got text"),
+    ],
+)
+def test_columns_that_cannot_be_read_by_name_are_refused(
+    tmp_path: Path, case: str, keys: dict[str, str], message: str
+) -> None:
+    pq.write_table(nested_table(case), tmp_path / "x.parquet")
+    config = CorpusConfig(paths=(str(tmp_path),), **keys)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        list(open_corpus(config))
+    with pytest.raises(InputError, match=message):
+        list(read_block(plan_blocks((), config, "none").blocks[0], config, "none", metadata=False))
+
+
+def test_two_columns_of_one_name_that_nobody_reads_are_no_matter(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([c]) for c in "abc"], ["text", "n", "n"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    config = CorpusConfig(paths=(str(tmp_path),))
+    (batch,) = read_block(plan_blocks((), config, "none").blocks[0], config, "none", metadata=False)
+    assert batch.texts == ["a"]
+    with pytest.raises(InputError, match="got n"):
+        list(open_corpus(config))  # whose metadata they are
+
+
+def test_a_reader_of_ones_own_chooses_its_rows_itself() -> None:
+    config = CorpusConfig(reader=f"{__name__}:mine", where=(("n", ">", 1.0),))
+    with pytest.raises(ConfigError, match=r"corpus\.where has no effect"):
+        open_corpus(config)
+    with pytest.raises(ConfigError, match=r"corpus\.where has no effect"):
+        plan_blocks((), config, "none")
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_output_among_the_inputs_is_no_input(
+    tmp_path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prefix = Path("in/web") if relative else tmp_path / "in" / "web"
+    kept = ["a", "web", "web.v2", "website.lineage"]  # of other names, however near
+    written = ["web.lineage.parquet", "web.quarantine.jsonl", "web.work/out.lineage.parquet"]
+    for name in (*written, *(f"{name}.jsonl" for name in (*kept, "web.works/z"))):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("{}")
+    expected = sorted(f"in/{name}.jsonl" for name in [*kept, "web.works/z"])
+    for name in ("in", str(tmp_path / "in"), "i*", "file://" + str(tmp_path / "in")):
+        for inputs, corpus in (((), CorpusConfig(paths=(name,))), ((name,), CorpusConfig())):
+            files = plan_blocks(inputs, corpus, "none", exclude=prefix).files
+            assert sorted(str(Path(file.url).relative_to(tmp_path)) for file in files) == expected
+    globbed = plan_blocks((), CorpusConfig(paths=("in/*.*",)), "none", exclude=prefix).files
+    assert sorted(str(Path(file.url).relative_to(tmp_path)) for file in globbed) == expected
+    itself = ("in/web.quarantine.jsonl", "in/web.work/out.lineage.parquet")
+    assert len(plan_blocks((), CorpusConfig(paths=itself), "none", exclude=prefix).files) == 2
+    assert len(plan_blocks((), CorpusConfig(paths=("in",)), "none").files) == 8

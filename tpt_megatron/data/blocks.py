@@ -13,7 +13,12 @@ from tpt_megatron.data.files import InputFile, format_of, input_files
 from tpt_megatron.data.jsonl import json_chunks
 from tpt_megatron.data.parquet import parquet_chunks, row_group_bytes
 from tpt_megatron.data.rows import RowBatch
-from tpt_megatron.data.trajectories import holds_trajectories, trajectory_chunks, trajectory_files
+from tpt_megatron.data.trajectories import (
+    holds_trajectories,
+    named_inputs,
+    trajectory_chunks,
+    trajectory_files,
+)
 from tpt_megatron.errors import ConfigError, InputError
 from tpt_megatron.records import BadRow, Document
 from tpt_megatron.slots import resolve
@@ -56,28 +61,35 @@ class Plan:
 
 
 def plan_blocks(
-    inputs: Sequence[str], corpus: CorpusConfig, style: str, block_bytes: int = BLOCK_BYTES
+    inputs: Sequence[str],
+    corpus: CorpusConfig,
+    style: str,
+    block_bytes: int = BLOCK_BYTES,
+    exclude: Path | None = None,
 ) -> Plan:
     """Cut `inputs` (folders of trajectories or corpora), or `corpus.paths` without any, into blocks.
 
     A function of the files' names and sizes and of the arguments alone. Blocks have about `block_bytes` of
     rows; a compressed file, a row group and a corpus with `corpus.max_documents` are never cut.
-    Raises ConfigError where the style does not take the input, InputError where it names nothing or is
-    unfinished, DamagedError where an artifact is.
+    `exclude` is the prefix of the dataset to be written: its files in a folder of the inputs are no input.
+    Raises ConfigError where the style or a setting does not take the input, InputError where it names
+    nothing or is unfinished, DamagedError where an artifact is.
     """
+    inputs = named_inputs(inputs, exclude)
     corpora = [name for name in inputs if not holds_trajectories(name)]
     _check_style(inputs, corpora, style)
+    _check_rows(inputs, corpora, corpus)
     groups: list[tuple[Kind, tuple[Span, ...]]] = []
     files: list[InputFile] = []
     if corpus.reader != "auto" and (corpora or not inputs):
-        resolve(corpus.reader, READERS, "corpus.reader")  # so that a wrong name stops here
+        check_reader(corpus)
         names = corpora or corpus.paths
         groups.append(("reader", tuple(Span(name) for name in names)))
         corpora = []
     elif not inputs:
-        files += input_files(corpus.paths, "corpus.paths")
+        files += input_files(corpus.paths, "corpus.paths", exclude)
     elif corpora:
-        files += input_files(corpora, "data.inputs")
+        files += input_files(corpora, "data.inputs", exclude)
     if files:
         whole = corpus.max_documents is not None
         one: list[tuple[Kind, tuple[Span, ...]]] = [("stream", tuple(Span(file.url) for file in files))]
@@ -108,6 +120,28 @@ def _check_style(inputs: Sequence[str], corpora: Sequence[str], style: str) -> N
             "data.inputs: data.style=chat takes conversations, not trajectories",
             fix="name a corpus with messages, or set data.style=think_tags",
         )
+
+
+def _check_rows(inputs: Sequence[str], corpora: Sequence[str], corpus: CorpusConfig) -> None:
+    """Trajectories are taken whole; `tpt think` has chosen the rows."""
+    if not inputs or corpora:
+        return
+    for key in ("where", "max_documents"):
+        if value := getattr(corpus, key):
+            raise ConfigError(
+                f"corpus.{key} does not choose among trajectories, which data.inputs names",
+                got=value, fix=f"unset corpus.{key} here and set it for `tpt think`",
+            )  # fmt: skip
+
+
+def check_reader(corpus: CorpusConfig) -> None:
+    """Raises ConfigError where corpus.reader names no reader, or one that passes over `corpus.where`."""
+    resolve(corpus.reader, READERS, "corpus.reader")
+    if corpus.where and corpus.reader not in (*READERS, *READERS.values()):
+        raise ConfigError(
+            "corpus.where has no effect on a corpus.reader of one's own",
+            got=corpus.reader, fix="unset corpus.where and let the reader choose its rows",
+        )  # fmt: skip
 
 
 def _check_once(files: Iterable[InputFile]) -> None:
@@ -224,20 +258,24 @@ def _stop(span: Span) -> int | None:
 def _reader_chunks(corpus: CorpusConfig, metadata: bool) -> Iterator[Chunk]:
     rows = iter(resolve(corpus.reader, READERS, "corpus.reader")(corpus))
     for number, row in enumerate(rows, start=1):
-        yield OneRow(_checked(row, number, corpus.reader, metadata))
+        yield OneRow(_checked(row, number, corpus, metadata))
 
 
-def _checked(row: Any, number: int, reader: str, metadata: bool) -> Taken | BadRow:
+def _checked(row: Any, number: int, corpus: CorpusConfig, metadata: bool) -> Taken | BadRow:
     """What a reader of one's own gave, if it is a document."""
+    reader = corpus.reader
     if isinstance(row, BadRow):
         return row
     if not isinstance(row, Document):
         return BadRow(reader, number, f"a {type(row).__name__}, not a Document")
-    for name, value in (("text", row.text), ("id", row.id)):
-        if not isinstance(value, str) or not value:
+    for name, value in (("text", row.text), ("id", row.id), ("source", row.source)):
+        if not isinstance(value, str) or (not value and name != "source"):
             return BadRow(reader, number, f"the document's {name} is {value!r:.80}")
         try:
-            value.encode()
+            size = len(value.encode())
+            if size > corpus.max_row_bytes:
+                limit = f"over corpus.max_row_bytes={corpus.max_row_bytes}"
+                return BadRow(reader, number, f"the document's {name} of {size} bytes, {limit}")
         except UnicodeEncodeError as error:  # a lone surrogate
             return BadRow(reader, number, f"the document's {name} is no Unicode: {error}")
     return Taken(row if metadata else Document(row.id, row.text, row.source, NO_META), None)

@@ -89,12 +89,10 @@ def batches(
                 left -= len(before)
                 if left <= 0:
                     break
-        room = min(MAX_BATCH_ROWS - batch.rows, MAX_BATCH_ROWS if left is None else left)
-        if len(chunk) > room:
-            # At most `left` rows at a time: so the last one that is read is the last good one.
-            chunk, rest = chunk.split(room)
+        if len(chunk) > MAX_BATCH_ROWS - batch.rows:
+            chunk, rest = chunk.split(MAX_BATCH_ROWS - batch.rows)
         good = len(batch)
-        _add(chunk, batch)
+        _add(chunk, batch, left)
         if left is not None:
             left -= len(batch) - good
         characters += _characters(batch, good)
@@ -105,9 +103,11 @@ def batches(
         yield batch
 
 
-def _add(chunk: Chunk, batch: RowBatch) -> None:
-    if chunk.add_to(batch):
+def _add(chunk: Chunk, batch: RowBatch, most: int | None = None) -> None:
+    """Add the rows of `chunk`, up to the `most`-th good one: so the last one that is read is that."""
+    if (most is None or len(chunk) <= most) and chunk.add_to(batch):
         return
+    full = None if most is None else len(batch) + most
     for outcome in chunk.outcomes():
         if outcome is None:
             batch.left_out += 1
@@ -115,6 +115,8 @@ def _add(chunk: Chunk, batch: RowBatch) -> None:
             batch.bad.append(outcome)
         else:
             add_row(outcome, batch)
+            if len(batch) == full:
+                return
 
 
 def add_row(row: Taken, batch: RowBatch) -> None:

@@ -53,6 +53,8 @@ class Picker:
         count = len(rows)
         try:
             if self.where:
+                if not set(map(type, rows)) <= {dict}:  # no row, and not one that is left out
+                    return False
                 rows = [row for row in rows if self.where.passes(row)]
             contents = [row[self.content_key] for row in rows]
             ids = [row.get(self.id_key) for row in rows]

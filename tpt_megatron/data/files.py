@@ -3,16 +3,19 @@
 import glob
 import gzip
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from tpt_megatron.data.layout import CORE, EXTRAS
 from tpt_megatron.errors import InputError
 
 Format = Literal["jsonl", "gzip", "zstd", "parquet"]
@@ -23,6 +26,10 @@ SUFFIXES: Mapping[str, Format] = {
     **dict.fromkeys((".jsonl.zst", ".jsonl.zstd", ".json.zst", ".json.zstd", ".ndjson.zst"), "zstd"),
     ".parquet": "parquet",
 }
+# Rows that no reader takes: in a folder such a file is refused, where any other is passed over.
+UNREADABLE = re.compile(
+    r"\.(jsonl|ndjson|json|parquet)\.(bz2|xz|lzma|lz4|br|zip|7z|snappy|gz|zst|zstd)$", re.IGNORECASE
+)
 PACKAGES = {  # what to install for a URL's scheme
     **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"},
     **{"http": "aiohttp", "https": "aiohttp", "abfs": "adlfs", "az": "adlfs"},
@@ -67,15 +74,16 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def input_files(paths: Sequence[str], key: str) -> list[InputFile]:
+def input_files(paths: Sequence[str], key: str, exclude: Path | None = None) -> list[InputFile]:
     """The files that `paths` names, in that order; within a folder or glob by name, hidden ones left out.
 
-    Raises InputError, naming the config key `key`, where a path names nothing, a file is named twice or
-    the package for its URL is missing.
+    So are the files of the dataset `exclude` and of the work on it, which may lie among its inputs. Links
+    are followed. Raises InputError, naming the config key `key`, where a path names nothing, a file is named
+    twice, a file of rows or a folder cannot be read, or the package for its URL is missing.
     """
     if not paths:
         raise InputError(f"{key} is empty", expected="files, globs, folders or URLs", fix=f"set {key}")
-    files = [file for name in paths for file in _expand(name, key)]
+    files = [file for name in paths for file in _expand(name, key, exclude)]
     seen: set[str] = set()
     for file in files:
         identity = file.url if is_url(file.url) else os.path.realpath(file.url)
@@ -85,9 +93,9 @@ def input_files(paths: Sequence[str], key: str) -> list[InputFile]:
     return files
 
 
-def _expand(name: str, key: str) -> list[InputFile]:
+def _expand(name: str, key: str, exclude: Path | None) -> list[InputFile]:
     local = name.removeprefix("file://")
-    listed, whole = _remote(name, key) if is_url(local) else _local(local)
+    listed, whole = _remote(name, key) if is_url(local) else _local(local, exclude)
     if not listed:
         problem = "matches no file" if glob.has_magic(name) else "does not exist"
         raise InputError(f"{key}: {name!r} {problem}", expected="files, globs, folders or URLs")
@@ -95,55 +103,90 @@ def _expand(name: str, key: str) -> list[InputFile]:
     for url in whole:
         if format_of(url) is None:
             raise InputError(f"{key}: {url} has an unknown suffix", expected=known)
-    files = [
-        file
-        for file in listed
-        if file.url in whole or (format_of(file.url) and not _name(file.url).startswith("."))
-    ]
+    files = {url: file for url, file in listed.items() if url in whole or _has_rows(url, key)}
     if not files:
         raise InputError(f"{key}: nothing to read in the folder {name}", expected=known)
-    return files
+    return [file or _local_file(url, key) for url, file in files.items()]
 
 
-def _name(url: str) -> str:
-    return url.rpartition("/")[2]
+def _has_rows(url: str, key: str) -> bool:
+    """Whether the file of a folder is to be read; InputError where it holds rows that no reader takes."""
+    if url.rpartition("/")[2].startswith("."):
+        return False
+    if format_of(url) is None and (UNREADABLE.search(url) or format_of(url.lower())):
+        raise InputError(
+            f"{key}: {url} has a suffix that no reader takes", expected=f"one of {', '.join(SUFFIXES)}",
+            fix="unpack, rename or convert it, or take it out of the folder",
+        )  # fmt: skip
+    return format_of(url) is not None
 
 
-def _local(name: str) -> tuple[list[InputFile], set[str]]:
-    """Files, and which of them were named themselves and not by their folder."""
-    names = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
+def is_output(path: str, exclude: Path | None) -> bool:
+    """Whether the local `path` is a file of the dataset `exclude` or lies in the folder of the work on it."""
+    if exclude is None:
+        return False
+    prefix = os.path.join(os.path.realpath(exclude.parent), exclude.name)
+    place = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return place in {f"{prefix}.{suffix}" for suffix in (*CORE, *EXTRAS, "work")} or place.startswith(
+        f"{prefix}.work{os.sep}"
+    )
+
+
+def _local(name: str, exclude: Path | None) -> tuple[dict[str, InputFile | None], set[str]]:
+    """Paths, and which of them were named themselves and not by their folder."""
+    itself = os.path.lexists(name)
     paths: list[str] = []
     whole: set[str] = set()
-    for found in map(os.path.abspath, names):
+    for found in map(os.path.abspath, [name] if itself else sorted(glob.glob(name, recursive=True))):
         if os.path.isdir(found):
-            inside = [os.path.join(folder, file) for folder, _, files in os.walk(found) for file in files]
-            paths += sorted(inside, key=lambda path: path.split(os.sep))
-        else:
+            paths += (path for path in _inside(found) if not is_output(path, exclude))
+        elif itself or not is_output(found, exclude):
             paths.append(found)
             whole.add(found)
-    return [_local_file(path) for path in paths if os.path.exists(path)], whole
+    return dict.fromkeys(paths), whole
 
 
-def _local_file(path: str) -> InputFile:
-    status = os.stat(path)
+def _inside(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """What lies below the folder and is none itself, by name; not again where a link leads back `above`."""
+    try:
+        status = os.stat(folder)
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        fix = "make it readable, or name the files beside it by a glob"
+        raise InputError(f"the folder {folder} cannot be listed: {error.strerror}", fix=fix) from error
+    identity = (status.st_dev, status.st_ino)
+    for path in (os.path.join(folder, name) for name in names if identity not in above):
+        if os.path.isdir(path):
+            yield from _inside(path, (*above, identity))
+        else:
+            yield path
+
+
+def _local_file(path: str, key: str) -> InputFile:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        problem = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
+        raise InputError(f"{key}: {path} {problem}", fix="mend or remove it") from error
     return InputFile(path, status.st_size, str(status.st_mtime_ns))
 
 
-def _remote(url: str, key: str) -> tuple[list[InputFile], set[str]]:
+def _remote(url: str, key: str) -> tuple[dict[str, InputFile | None], set[str]]:
     with readable(url):
         system, path = _filesystem(url, key)
         if urlsplit(url).scheme in ("http", "https"):  # neither folders nor globs; "?" begins the query
-            return [_remote_file(url, system.info(path))], {url}
+            return {url: _remote_file(url, system.info(path))}, {url}
         if glob.has_magic(path):
             details = system.glob(path, detail=True)
         elif system.isdir(path):
             details = system.find(path, detail=True)
-            return [_remote_file(system.unstrip_protocol(p), details[p]) for p in sorted(details)], set()
+            inside = {system.unstrip_protocol(p): details[p] for p in sorted(details)}
+            return {name: _remote_file(name, info) for name, info in inside.items()}, set()
         else:
             details = {path: system.info(path)} if system.exists(path) else {}
     kept = {p: info for p, info in sorted(details.items()) if info.get("type") != "directory"}
-    files = [_remote_file(system.unstrip_protocol(p), info) for p, info in kept.items()]
-    return files, {file.url for file in files}
+    names = {system.unstrip_protocol(p): info for p, info in kept.items()}
+    return {name: _remote_file(name, info) for name, info in names.items()}, set(names)
 
 
 def _remote_file(url: str, info: Mapping[str, Any]) -> InputFile:

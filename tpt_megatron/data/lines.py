@@ -125,14 +125,14 @@ def line_numbers(url: str, offsets: Iterable[int]) -> Iterator[int]:
     last offset: about 2 GB/s from the page cache.
     """
     with readable(url), open_unpacked(url) as stream:
-        position, number, data = 0, 1, b""  # `number` is that of the line at `position`, where `data` begins
-        for offset in offsets:
-            while position + len(data) < offset:
-                number += data.count(b"\n")
-                position += len(data)
+        begin, counted, number, data = 0, 0, 1, b""  # `data` begins at byte `begin` of the file
+        for offset in offsets:  # `number` is that of the line at data[counted], which is never copied
+            while begin + len(data) < offset:
+                number += data.count(b"\n", counted)
+                begin, counted = begin + len(data), 0
                 data = stream.read(2**22) or b""
                 if not data:
-                    raise EOFError(f"it ends at byte {position}, before byte {offset}")
-            number += data.count(b"\n", 0, offset - position)
-            data, position = data[offset - position :], offset
+                    raise EOFError(f"it ends at byte {begin}, before byte {offset}")
+            number += data.count(b"\n", counted, offset - begin)
+            counted = offset - begin
             yield number

@@ -1,10 +1,12 @@
 """Rows of Parquet files, of the needed columns only."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tpt_megatron.data.chunks import MAX_BATCH_ROWS, Chunk, Outcome, Skip
@@ -105,6 +107,8 @@ def _check_columns(url: str, file: pq.ParquetFile, picker: Picker) -> list[str] 
                 f"{setting}: {url} has no such column",
                 got=name, expected=f"one of {', '.join(file.schema_arrow.names)}",
             )  # fmt: skip
+    columns = None if picker.columns is None else [name for name in picker.columns if has(name)]
+    _check_names(url, file.schema_arrow.names, columns, picker)
     kind = file.schema_arrow.field(picker.content_key).type
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -112,7 +116,23 @@ def _check_columns(url: str, file: pq.ParquetFile, picker: Picker) -> list[str] 
     if not any(is_kind(plain) for is_kind in (lists if picker.chat else texts)):
         expected = "a list of {role, content}" if picker.chat else "string"
         raise InputError(f"{key}: {url}: column {picker.content_key!r}", got=str(kind), expected=expected)
-    return None if picker.columns is None else [name for name in picker.columns if has(name)]
+    return columns
+
+
+def _check_names(url: str, names: Sequence[str], columns: Sequence[str] | None, picker: Picker) -> None:
+    """Refuse, of the file's top-level `names`, two of one name that is read, and keys that reach into one."""
+    key = "corpus.messages_key" if picker.chat else "corpus.text_key"
+    keys = {key: picker.content_key, "corpus.id_key": picker.id_key, "corpus.source_key": picker.source_key}
+    for setting, name in keys.items():
+        if name and name not in names and name.partition(".")[0] in names:
+            raise InputError(
+                f"{setting}: {url}: column {name!r} is nested", expected=f"one of {', '.join(names)}",
+                fix="write the column to the top level of the file, or set corpus.reader",
+            )  # fmt: skip
+    wanted = names if columns is None else [n if n in names else n.partition(".")[0] for n in columns]
+    counts = Counter(names)
+    if twice := sorted({name for name in wanted if counts[name] > 1}):
+        raise InputError(f"{url} has two columns of one name", got=", ".join(twice), fix="rename one of them")
 
 
 class ParquetChunk:
@@ -135,7 +155,7 @@ class ParquetChunk:
         return ParquetChunk(self._url, rows, first, self._max_row_bytes, self._picker)
 
     def add_to(self, batch: RowBatch) -> bool:
-        if self._content.nbytes > self._max_row_bytes:  # then one row may be over it too
+        if any(size > self._max_row_bytes for size in self._sizes()):
             return False
         try:
             cells = [column.to_pylist() for column in self._rows.columns]
@@ -149,11 +169,15 @@ class ParquetChunk:
     def _content(self) -> pa.Array:
         return self._rows.column(self._picker.content_key)
 
+    def _sizes(self) -> Sequence[int]:
+        """The bytes of each row's content; nothing where all of them together are within the limit."""
+        return value_bytes(self._content) if self._content.nbytes > self._max_row_bytes else ()
+
     def outcomes(self) -> Iterator[Outcome]:
-        content = self._content
-        for index in range(len(self)):
+        sizes = self._sizes() or [0] * len(self)
+        for index, size in enumerate(sizes):
             number = self._first + index
-            if (size := content.slice(index, 1).nbytes) > self._max_row_bytes:
+            if size > self._max_row_bytes:
                 reason = f"{self._picker.content_key!r} of {size} bytes, over corpus.max_row_bytes"
                 yield BadRow(self._url, number, f"{reason}={self._max_row_bytes}")
                 continue
@@ -164,3 +188,37 @@ class ParquetChunk:
                 yield BadRow(self._url, number, f"not UTF-8: {error}")
             except BadCellError as error:
                 yield BadRow(self._url, number, str(error))
+
+
+def value_bytes(column: pa.Array) -> list[int]:
+    """The bytes of each row's texts alone.
+
+    `nbytes` of one row counts what string views and dictionaries share: beside one cell that is too long, all
+    the others would be too.
+    """
+    kind = column.type
+    binary = (pa.types.is_string, pa.types.is_large_string, pa.types.is_large_binary)
+    if pa.types.is_string_view(kind):
+        column, kind = column.cast(pa.large_binary()), pa.large_binary()  # binary_length takes no views
+    if any(is_kind(kind) for is_kind in binary):
+        lengths = pc.binary_length(column)
+    elif pa.types.is_dictionary(kind):
+        lengths = pa.array(value_bytes(column.dictionary), pa.int64()).take(column.indices)
+    else:
+        return [_nested_bytes(column.slice(index, 1)) for index in range(len(column))]
+    sizes: list[int] = lengths.fill_null(0).to_pylist()
+    return sizes
+
+
+def _nested_bytes(values: pa.Array) -> int:
+    kind = values.type
+    if any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view)):
+        return _nested_bytes(values.flatten())
+    if pa.types.is_struct(kind):
+        return sum(map(_nested_bytes, values.flatten()))
+    if pa.types.is_dictionary(kind):
+        return _nested_bytes(values.dictionary.take(values.indices))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return sum(value_bytes(values))
+    size: int = values.nbytes
+    return size

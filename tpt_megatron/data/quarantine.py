@@ -1,7 +1,7 @@
 """Bad rows get the numbers of their lines, which a block in the middle of a file does not know."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby, repeat, tee
 from typing import Any
 
 from tpt_megatron.data.lines import line_numbers
@@ -11,18 +11,21 @@ from tpt_megatron.errors import InputError
 def numbered(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows (of records.BadRow) with their lines filled in from their offsets, in one pass over each file.
 
-    A row keeps line 0 where its file can no longer be read so far: its offset still tells where it was.
+    The offsets of a file ascend, and its rows stand together; rows that need no number may stand between
+    them. A row keeps line 0 where its file can no longer be read so far: its offset still tells where it was.
     """
-    for (file, unknown), group in groupby(
-        rows, lambda row: (row["file"], not row["line"] and row["offset"] >= 0)
-    ):
-        if not unknown:
-            yield from group
+    file: str | None = None
+    place: deque[int] = deque()  # the offset that is asked for
+    lines: Iterator[int] = iter(())
+    for row in rows:
+        if row["line"] or row["offset"] < 0:
+            yield row
             continue
-        group, places = tee(group)
-        lines = _lines_or_nothing(file, (row["offset"] for row in places))
-        for row, line in zip(group, chain(lines, repeat(0)), strict=False):
-            yield {**row, "line": line}
+        if row["file"] != file:
+            file, place = row["file"], deque()
+            lines = _lines_or_nothing(row["file"], iter(place.popleft, None))
+        place.append(row["offset"])
+        yield {**row, "line": next(lines, 0)}
 
 
 def _lines_or_nothing(file: str, offsets: Iterable[int]) -> Iterator[int]:

@@ -7,7 +7,7 @@ end stops the reading, because nobody can say what the rest of it held.
 from collections.abc import Iterator
 
 from tpt_megatron.config.schema import CorpusConfig
-from tpt_megatron.data.blocks import READERS, Block, Span, corpus_chunks
+from tpt_megatron.data.blocks import READERS, Block, Span, check_reader, corpus_chunks
 from tpt_megatron.data.chunks import Skip
 from tpt_megatron.data.files import input_files
 from tpt_megatron.records import BadRow, Document
@@ -18,6 +18,7 @@ Row = Document | BadRow
 
 def open_corpus(config: CorpusConfig) -> Iterator[Row]:
     """The rows of the corpus, through the reader that the slot `corpus.reader` names."""
+    check_reader(config)
     reader = resolve(config.reader, READERS, "corpus.reader")
     return iter(reader(config))
 

@@ -1,6 +1,8 @@
 """Finished trajectories: folders that `tpt think` wrote, checked by their manifests."""
 
-from collections.abc import Iterator, Mapping
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -9,7 +11,7 @@ import pyarrow as pa
 from tpt_megatron.artifact import MANIFEST_SUFFIX, check_sizes, read_manifest
 from tpt_megatron.data.chunks import Chunk, Outcome, Skip
 from tpt_megatron.data.columns import NO_META
-from tpt_megatron.data.files import InputFile
+from tpt_megatron.data.files import InputFile, is_output, is_url
 from tpt_megatron.data.parquet import group_chunks, open_parquet
 from tpt_megatron.data.rows import RowBatch
 from tpt_megatron.errors import DamagedError, InputError
@@ -23,6 +25,27 @@ COLUMNS = ("id", "sample", "text", "thinking", "finish_reason", "source")
 def holds_trajectories(name: str) -> bool:
     """Whether the input is a folder of trajectories, finished or not, or of any other artifact."""
     return any((Path(name) / file).is_file() for file in (MANIFEST_SUFFIX, JOB))
+
+
+def named_inputs(inputs: Sequence[str], exclude: Path | None = None) -> list[str]:
+    """`inputs`, each file:// or glob that names folders of trajectories replaced by the paths that it names.
+
+    Else their files would pass for a corpus, whole or not. `exclude`: as of files.input_files.
+    """
+    names: list[str] = []
+    for name in inputs:
+        local = name.removeprefix("file://")
+        found = [local]
+        if not is_url(local) and not os.path.lexists(local):
+            found = [
+                path for path in sorted(glob.glob(local, recursive=True)) if not is_output(path, exclude)
+            ]
+        folders = [Path(path) for path in found if holds_trajectories(path)]
+        if folders:  # of what "**" finds below a folder, its manifest knows
+            names += [path for path in found if not any(f in Path(path).parents for f in folders)]
+        else:
+            names.append(name)
+    return names
 
 
 def trajectory_files(folder: Path) -> list[InputFile]:
